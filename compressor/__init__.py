@@ -1,0 +1,88 @@
+"""Compress a trained PyTorch model within a metric budget, and certify the exported file.
+
+The names below are loaded when they are first used: `import compressor` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compressor.config import Config
+    from compressor.engine import Engine
+    from compressor.frameworks.torch_framework import TorchFramework
+    from compressor.interfaces import (
+        DefaultTorchNativeSchedulerFactory,
+        Device,
+        EvaluationFunction,
+        ExternalTrainingLoop,
+        ForwardPass,
+        LossFunction,
+        NativeOptimizerFactory,
+        NativeSchedulerFactory,
+        TorchEvaluationFunction,
+        TorchForwardPass,
+    )
+    from compressor.profiling.profile import compare, profile
+    from compressor.result import Result
+    from compressor.structure.archive import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "DefaultTorchNativeSchedulerFactory",
+    "Device",
+    "Engine",
+    "EvaluationFunction",
+    "ExternalTrainingLoop",
+    "ForwardPass",
+    "LossFunction",
+    "NativeOptimizerFactory",
+    "NativeSchedulerFactory",
+    "Result",
+    "TorchEvaluationFunction",
+    "TorchForwardPass",
+    "TorchFramework",
+    "__version__",
+    "compare",
+    "load",
+    "profile",
+    "save",
+]
+
+_HOMES = {
+    "Config": "compressor.config",
+    "DefaultTorchNativeSchedulerFactory": "compressor.interfaces",
+    "Device": "compressor.interfaces",
+    "Engine": "compressor.engine",
+    "EvaluationFunction": "compressor.interfaces",
+    "ExternalTrainingLoop": "compressor.interfaces",
+    "ForwardPass": "compressor.interfaces",
+    "LossFunction": "compressor.interfaces",
+    "NativeOptimizerFactory": "compressor.interfaces",
+    "NativeSchedulerFactory": "compressor.interfaces",
+    "Result": "compressor.result",
+    "TorchEvaluationFunction": "compressor.interfaces",
+    "TorchForwardPass": "compressor.interfaces",
+    "TorchFramework": "compressor.frameworks.torch_framework",
+    "compare": "compressor.profiling.profile",
+    "load": "compressor.structure.archive",
+    "profile": "compressor.profiling.profile",
+    "save": "compressor.structure.archive",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its home and keep it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """All public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,163 @@
+"""The smaller parts of the configuration: target, budget, export, what the user fixed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from compressor.config.checks import check, is_finite
+from compressor.config.reader import as_mapping, read
+from compressor.errors import ConfigError
+from compressor.interfaces.device import Device
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Where the compressed model will run: latency and the final metric are measured there.
+
+    Attributes:
+        runtime: "onnxruntime", "eager" (torch) or "inductor" (torch.compile).
+        device: "cpu" or "cuda".
+        threads: of the CPU, for one call.
+        batch_size: samples in one call.
+    """
+
+    runtime: Literal["onnxruntime", "eager", "inductor"] = "onnxruntime"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        check("target.threads", self.threads, self.threads >= 1, "1 or more")
+        check("target.batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
+        if self.runtime == "onnxruntime" and self.device == "cuda":
+            raise ConfigError(
+                "target.runtime='onnxruntime' runs on the CPU only, and target.device is 'cuda'. "
+                "Write target={'runtime': 'eager', 'device': 'cuda'} or target.device='cpu'."
+            )
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """Limits of the run and of the compressed model; None is no limit.
+
+    Attributes:
+        minutes: the whole run may take.
+        trials: variants that are built.
+        latency_ms: of one call on the target.
+        size_bytes: of the file to deploy.
+        macs: of one sample.
+    """
+
+    minutes: float | None = None
+    trials: int | None = None
+    latency_ms: float | None = None
+    size_bytes: int | None = None
+    macs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            is_limit = value is None or (is_finite(value, 0) and value > 0)
+            check(f"budget.{item.name}", value, is_limit, "a number above 0, or leave it out")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The files that are written beside the model's structure and weights.
+
+    Attributes:
+        formats: of "onnx", "exported_program" ("pt2"), "torchscript" ("jit").
+        root_path: folder to write them to; None is `exports` in the run directory.
+        precision: of the float ONNX file.
+        resolutions: (height, width) of further ONNX files with a fixed input size.
+    """
+
+    formats: tuple[Literal["onnx", "exported_program", "torchscript"], ...] = (
+        "onnx",
+        "exported_program",
+        "torchscript",
+    )
+    root_path: str | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
+    resolutions: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for size in self.resolutions:
+            check("export.resolutions", size, min(size) >= 1, "pairs (height, width) in pixels")
+
+
+@dataclass(frozen=True)
+class QuantizationArgs:
+    """Which layers may be quantized.
+
+    Attributes:
+        quantize_conv11: 1×1 convolutions.
+        quantize_group: grouped convolutions.
+        skip_layers: positions of layers, in the order they run, that stay float.
+        skip_layers_ratio: fraction of the layers, counted from the first, that stay float.
+    """
+
+    quantize_conv11: bool = False
+    quantize_group: bool = False
+    skip_layers: tuple[int, ...] | None = None
+    skip_layers_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        ratio = self.skip_layers_ratio
+        check("skip_layers_ratio", ratio, 0 <= ratio <= 1, "a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
+class LayerCompression:
+    """What is asked of one layer.
+
+    Attributes:
+        precision: bits of its weights.
+    """
+
+    precision: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        check("precision", self.precision, 1 <= self.precision <= 32, "bits from 1 to 32")
+
+
+@dataclass(frozen=True)
+class CustomCompression:
+    """What the user wants compressed how, where it shall not be searched.
+
+    Attributes:
+        quantization_args: None leaves every layer to the search.
+        layers: by the names of `model.named_modules()`.
+    """
+
+    quantization_args: QuantizationArgs | None = None
+    layers: Mapping[str, LayerCompression] = field(default_factory=dict)
+
+
+def settle_target(target: object, device: Device) -> TargetConfig:
+    """The target; runtime and device follow from each other, or from where the run trains.
+
+    Raises:
+        ConfigError: a runtime that the device does not have, an unknown key.
+    """
+    if isinstance(target, TargetConfig):
+        return target
+    if isinstance(target, str):
+        target = {"runtime": target}
+    given = {key: value for key, value in as_mapping(target, "target").items() if value is not None}
+    runtime = str(given.get("runtime", "")).lower()
+    if "device" in given:
+        place = Device.of(given["device"])
+    else:
+        place = Device.CPU if runtime == "onnxruntime" else device
+    given["device"] = place.torch_device.type
+    given.setdefault("runtime", "eager" if place is Device.GPU else "onnxruntime")
+    return read(TargetConfig, given, "target")

@@ -1,0 +1,288 @@
+"""The engine: `Engine.run` is the whole story, one named step a line."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compressor.config import Config
+from compressor.errors import StudyError
+from compressor.files import write_text
+from compressor.frameworks.base import Framework, Job, Judged, Workbench
+from compressor.hardware import describe_machine
+from compressor.logs import get_logger
+from compressor.progress import Progress
+from compressor.result import Cost, Plan, Result, digest, from_mapping
+from compressor.search.allocate import Problem
+from compressor.search.budget import Spending
+from compressor.search.certificate import check_delta, explain_nothing, make_certificate
+from compressor.search.run_dir import RunDir, open_run_dir
+from compressor.search.search import SEARCH_SHARE, Decide, Effort, Goal, Search, frontier
+from compressor.search.sensitivity import sense
+from compressor.search.space import Space
+from compressor.search.strategy import DamageSearch
+from compressor.search.variants import Variants
+
+logger = get_logger(__name__)
+
+RESOURCES = {
+    "compression": "size_bytes",
+    "quantization": "size_bytes",
+    "latency": "latency_ms",
+    "macs": "macs",
+}
+TRIALS = {1: 4, 2: 8, 3: 12}  # by level
+DEEPSEARCH_TRIALS = 4  # on top
+TRIAL_EPOCHS = 2  # where neither epochs nor minutes are given
+FINAL_EPOCHS = 10
+
+
+class Engine:
+    """Compresses one model for one target within one budget."""
+
+    def __init__(
+        self,
+        framework: Framework,
+        data: Mapping[str, Any],
+        model: Any,
+        config: Mapping[str, Any] | Config | str | Path,
+        forward_pass: Any = None,
+        eval_func: Any = None,
+        loss_function_cls: Any = None,
+        loss_function_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take the job; `run` does it. The configuration is read and checked here.
+
+        Args:
+            framework: `TorchFramework()`.
+            data: split name to any iterable of batches; "train" and the evaluated split are needed.
+            model: trained; never modified.
+            config: a mapping, a `Config`, or the path of a YAML file.
+            forward_pass: how a batch becomes a call of the model; default: the batch's first
+                element
+                is the input.
+            eval_func: `(model, loader)` to a dict of metrics; default by the task type.
+            loss_function_cls: instantiated by the engine with `loss_function_kwargs`; default by
+                the
+                task type.
+            loss_function_kwargs: its keywords.
+
+        Raises:
+            ConfigError: if the configuration cannot be meant.
+        """
+        self.framework = framework
+        self.config = _read(config)
+        self.result: Result | None = None
+        self._job = Job(
+            data=data,
+            model=model,
+            config=self.config,
+            forward_pass=forward_pass,
+            eval_func=eval_func,
+            loss_function_cls=loss_function_cls,
+            loss_function_kwargs=loss_function_kwargs,
+        )
+
+    def run(self, dryrun: bool = False) -> Any:
+        """The smallest or fastest model that keeps the metric within delta; `result` has the rest.
+
+        A run directory that holds an interrupted run is gone on with; one that holds this finished
+        run is read.
+
+        Args:
+            dryrun: every step on two batches, in a temporary folder: shows what would fail.
+
+        Raises:
+            CompressorError: bad input, before any work; each says the way out.
+        """
+        if dryrun:
+            with tempfile.TemporaryDirectory() as folder:
+                return self._run(
+                    Path(folder), replace(self._job, is_dryrun=True, config=_dry(self.config))
+                )
+        return self._run(Path(self.config.run_dir or "compressor_run"), self._job)
+
+    def _run(self, folder: Path, job: Job) -> Any:
+        with open_run_dir(folder) as run, Progress(job.config.progress) as progress:
+            try:
+                bench = self.framework.open(job, folder, progress)
+                self.result = self._compress(bench, job.config, run, progress)
+            except KeyboardInterrupt:
+                logger.warning(
+                    "Interrupted. What is done is saved; the same run_dir=%r goes on from it.",
+                    str(folder),
+                )
+                raise
+            except OSError as error:
+                raise StudyError(
+                    f"Writing to {str(folder)!r} failed: {error}. What was saved before is "
+                    "intact; free space and start again with the same run_dir to go on."
+                ) from error
+        return self.result.model
+
+    def _compress(
+        self, bench: Workbench[Any], config: Config, run: RunDir, progress: Progress
+    ) -> Result:
+        key = digest([bench.digest(), _job_json(config)])
+        if _is_finished(run, key):
+            return _reload(bench, run)
+        bench.check()
+        spending = Spending(
+            config.budget.minutes, _trials(config), already_seconds=run.seconds(key)
+        )
+        reference = _profile(bench, run)
+        goal = _goal(config, reference)
+        logger.info("reference: %s %.4g, %s", goal.key, goal.reference, reference.cost.describe())
+        choices = bench.propose()
+        logger.info("%d choices proposed after %.0f s", len(choices), spending.seconds)
+        damage = sense(
+            choices, bench.damage_of, path=run.damage, key=bench.digest(), progress=progress
+        )
+        space = Space(choices, bench.effects(choices), bench.layers())
+        strategy = DamageSearch(
+            _problem(space, damage, bench, goal), space, allowed_fraction=goal.delta_fraction
+        )
+        variants = Variants(bench, run.study, run.variants, recipe=config.recipe())
+        logger.info("damage and costs known after %.0f s", spending.seconds)
+        decide = run.decide(key, spending)
+        search = Search(
+            goal,
+            strategy,
+            variants,
+            spending,
+            _effort(config, bench, spending, decide),
+            is_number=bench.is_number,
+            decide=decide,
+            progress=progress,
+        )
+        best = search.run(Plan(tuple(c for c in choices if bench.is_number(c.technique))))
+        logger.info(
+            "search ended after %.0f s: %s", spending.seconds, best.id if best else "nothing"
+        )
+        plan = best.plan if best else Plan()
+        model = variants.load(best) if best else bench.build(plan)
+        exported = bench.export(model, plan, run.exports)
+        result = Result(
+            model=model,
+            certificate=make_certificate(
+                goal,
+                reference.cost,
+                exported.reference_metrics[goal.key],
+                exported.judged,
+                parity=exported.parity,
+                target=bench.target(),
+                looks=bench.looks(),
+                split=config.holdout or config.eval_split,
+                notes=exported.notes,
+            ),
+            variants=search.records,
+            frontier=frontier(goal, search.records),
+            artifacts=exported.artifacts,
+            plan=plan,
+            lost=tuple(bench.lost()),
+            info={"seconds": spending.seconds, "config": config.to_json(), **describe_machine()},
+            reason="" if best else explain_nothing(goal, search.records),
+            open_runtime=lambda: bench.runtime_model(exported.artifacts),
+        )
+        write_text(run.result, json.dumps({**result.to_json(), "key": key}, indent=1))
+        return result
+
+
+def _dry(config: Config) -> Config:
+    """One trial of one epoch."""
+    return replace(
+        config,
+        budget=replace(config.budget, trials=1, minutes=None),
+        full_trainer=replace(config.full_trainer, epochs=1),
+        fine_tuner=replace(config.fine_tuner, epochs=1),
+    )
+
+
+def _read(config: Mapping[str, Any] | Config | str | Path) -> Config:
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, (str, Path)):
+        return Config.from_yaml(config)
+    return Config.from_dict(config)
+
+
+def _job_json(config: Config) -> dict[str, Any]:
+    """What makes a run another one: all but where it is kept and how it is shown."""
+    values = config.to_json()
+    return {name: value for name, value in values.items() if name not in {"run_dir", "progress"}}
+
+
+def _is_finished(run: RunDir, key: str) -> bool:
+    return run.result.exists() and json.loads(run.result.read_text()).get("key") == key
+
+
+def _reload(bench: Workbench[Any], run: RunDir) -> Result:
+    """The finished result of this very job, with its model."""
+    logger.info("run_dir %s holds this run, finished: nothing is done again", run.path)
+    values = json.loads(run.result.read_text())
+    artifacts = {name: Path(path) for name, path in values["artifacts"].items()}
+    model = bench.load(artifacts["model_dir"])
+    return Result.from_json(values, model, lambda: bench.runtime_model(artifacts))
+
+
+def _profile(bench: Workbench[Any], run: RunDir) -> Judged:
+    """The reference on the target; measured once a study."""
+    question = f"reference {digest([bench.digest(), dict(bench.target())])}"
+    known = run.study.fact(question)
+    if known is None:
+        judged = bench.baseline()
+        known = {"metrics": dict(judged.metrics), "cost": judged.cost.to_json()}
+        run.study.set_fact(question, known)
+    reference = Judged(known["metrics"], from_mapping(Cost, known["cost"]))
+    bench.use_baseline(reference)
+    return reference
+
+
+def _goal(config: Config, reference: Judged) -> Goal:
+    key = config.eval_key or next(iter(reference.metrics))
+    is_larger_better = config.metric_mode == "max"
+    check_delta(config.delta, key, reference.metrics[key], is_larger_better=is_larger_better)
+    budget = config.budget
+    limits = {"latency_ms": budget.latency_ms, "size_bytes": budget.size_bytes, "macs": budget.macs}
+    return Goal(
+        key=key,
+        reference=reference.metrics[key],
+        delta=config.delta,
+        is_larger_better=is_larger_better,
+        resource=RESOURCES[config.optimization],
+        limits=tuple((name, bound) for name, bound in limits.items() if bound is not None),
+    )
+
+
+def _problem(
+    space: Space, damage: Mapping[str, float], bench: Workbench[Any], goal: Goal
+) -> Problem:
+    return space.problem(
+        damage,
+        bench.layer_cost(goal.resource),
+        [(bench.layer_cost(name), bound) for name, bound in goal.limits],
+    )
+
+
+def _trials(config: Config) -> int:
+    if config.budget.trials is not None:
+        return config.budget.trials
+    return TRIALS[config.level] + (DEEPSEARCH_TRIALS if config.deepsearch else 0)
+
+
+def _effort(config: Config, bench: Workbench[Any], spending: Spending, decide: Decide) -> Effort:
+    """Epochs as configured; where only minutes are given, as many as fit."""
+    trial, final = config.fine_tuner.epochs, config.full_trainer.epochs
+    if config.budget.minutes is None:
+        return Effort(trial or TRIAL_EPOCHS, final or FINAL_EPOCHS)
+    fitting = decide("trial epochs", lambda: _fitting_epochs(bench, spending))
+    return Effort(min(trial or fitting, fitting), final)
+
+
+def _fitting_epochs(bench: Workbench[Any], spending: Spending) -> int:
+    seconds = spending.seconds_left * SEARCH_SHARE / max(spending.trials_left, 1)
+    return max(int(seconds / bench.epoch_seconds()), 1)

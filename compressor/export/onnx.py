@@ -1,0 +1,239 @@
+"""A model as a float ONNX file: dynamic batch, plain names, batch norms folded."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from compressor.errors import ExportError
+from compressor.export.exported_program import device_of, export_program
+from compressor.export.graph import Graph, attribute, drop_unused_constants, sort_nodes
+from compressor.export.layers import MODULE_KEY
+from compressor.export.signature import METADATA_KEY, Signature
+from compressor.interfaces.inputs import ModelInputs
+from compressor.structure.trace import eval_mode, first_line
+
+MAX_FILE_BYTES = 2**31 - 1  # of one protocol buffer
+
+
+def export_onnx(
+    model: nn.Module,
+    inputs: ModelInputs,
+    path: Path | str,
+    *,
+    precision: Literal["fp32", "fp16"] = "fp32",
+) -> Path:
+    """Write `model` in evaluation mode as one ONNX file that takes any batch size.
+
+    Each node says in its metadata (`compressor.module`) which module it comes from; the file's
+    metadata hold the `Signature`. The same model gives the same bytes.
+
+    Args:
+        model: not changed; its mode is restored.
+        inputs: one call's arguments.
+        path: of the file; the weights are inside.
+        precision: "fp16" stores and computes in half precision; inputs and outputs stay float32.
+
+    Raises:
+        ExportError: if the model cannot be traced, has an operation without a translation, or is
+            larger than 2 GB.
+    """
+    inputs = inputs.to(device_of(model))
+    with eval_mode(model), torch.no_grad():
+        signature = Signature.of(model, inputs, inputs.call(model))
+    flat = _Flat(model, inputs)
+    program = export_program(flat, flat.example, blamed=model)
+    with _quiet():
+        try:
+            exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+        except RuntimeError as error:
+            raise ExportError(_untranslated(error)) from error
+    assert exported is not None
+    proto = exported.model_proto
+    _pool_means(proto)
+    _rename(proto, signature)
+    _annotate(proto, signature)
+    if precision == "fp16":
+        proto = _to_half(proto)
+    return save_onnx(proto, path)
+
+
+def save_onnx(proto: onnx.ModelProto, path: Path | str) -> Path:
+    """Write the file whole or not at all.
+
+    Raises:
+        ExportError: if it is larger than a protocol buffer may be.
+    """
+    path = Path(path)
+    size_bytes = proto.ByteSize()
+    if size_bytes > MAX_FILE_BYTES:
+        raise ExportError(
+            f"The ONNX file would have {size_bytes} bytes, more than the 2 GB of one file. "
+            "Export this model as a torch.export program."
+        )
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(proto.SerializeToString(deterministic=True))
+    os.replace(part, path)
+    return path
+
+
+def read_signature(path: Path | str) -> Signature:
+    """The signature of a file that `export_onnx` wrote.
+
+    Raises:
+        ExportError: if another program wrote the file.
+    """
+    for entry in onnx.load(path, load_external_data=False).metadata_props:
+        if entry.key == METADATA_KEY:
+            return Signature.from_json(entry.value)
+    raise ExportError(f"{path} does not say how it is called. Write it with `export_onnx`.")
+
+
+class _Flat(nn.Module):
+    """The model as a function of its input tensors that returns its output tensors.
+
+    So the file has one input for each tensor and none for what is no tensor, in a known order, and
+    outputs that are None, numbers, or one tensor twice do not stop the exporter.
+    """
+
+    def __init__(self, model: nn.Module, inputs: ModelInputs) -> None:
+        super().__init__()
+        self.model = model
+        leaves, self._spec = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        self._fixed = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._flowing = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.example = ModelInputs(tuple(inputs.tensors()))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The model's output tensors."""
+        leaves: list[Any] = list(self._fixed)
+        for i, tensor in zip(self._flowing, tensors, strict=True):
+            leaves[i] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        leaves = pytree.tree_leaves(self.model(*args, **kwargs))
+        return tuple(leaf.clone() for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _pool_means(proto: onnx.ModelProto) -> None:
+    """Write means over height and width as average pools, in place.
+
+    It is the same number, but runtimes keep their blocked and their integer layouts for pools only.
+    """
+    graph = Graph(proto)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in proto.graph.value_info}
+    nodes = []
+    for node in graph.nodes:
+        if not _is_spatial_mean(graph, node, ranks):
+            nodes.append(node)
+            continue
+        source, result = node.input[0], node.output[0]
+        pooled = result if attribute(node, "keepdims", 1) else f"{result}.pooled"
+        parts = [helper.make_node("GlobalAveragePool", [source], [pooled], name=node.name)]
+        if pooled != result:
+            flat = helper.make_node("Flatten", [pooled], [result], name=f"{node.name}_flatten")
+            parts.append(flat)
+        for part in parts:
+            part.metadata_props.extend(node.metadata_props)
+        nodes += parts
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    drop_unused_constants(proto)
+
+
+def _is_spatial_mean(graph: Graph, node: onnx.NodeProto, ranks: Mapping[str, int]) -> bool:
+    if node.op_type != "ReduceMean":
+        return False
+    rank = ranks.get(node.input[0], 0)
+    axes = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+    if rank != 4 or axes is None:
+        return False
+    return sorted(int(axis) % rank for axis in onnx.numpy_helper.to_array(axes)) == [2, 3]
+
+
+def _rename(proto: onnx.ModelProto, signature: Signature) -> None:
+    """Give inputs, outputs and parameters their plain names, in place."""
+    graph = proto.graph
+    names = {tensor.name: tensor.name.removeprefix("model.") for tensor in graph.initializer}
+    wanted = [*signature.input_names(), *signature.output_names()]
+    values = [value.name for value in (*graph.input, *graph.output)]
+    others = {name for node in graph.node for name in node.output} | names.keys()
+    names |= {name: f"{name}_" for name in others & set(wanted) - set(values)}
+    names |= dict(zip(values, wanted, strict=True))
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    # shapes of the inner values: no runtime needs them, and after an edit they would lie
+    del graph.value_info[:]
+
+
+def _annotate(proto: onnx.ModelProto, signature: Signature) -> None:
+    """Say what the tools behind need, and drop the exporter's notes (they hold source lines)."""
+    for node in proto.graph.node:
+        scopes = {entry.key: entry.value for entry in node.metadata_props}
+        module = _module_name(
+            ast.literal_eval(scopes.get("pkg.torch.onnx.name_scopes", "[]")),
+            ast.literal_eval(scopes.get("pkg.torch.onnx.class_hierarchy", "[]")),
+        )
+        del node.metadata_props[:]
+        node.doc_string = ""
+        if module is not None:
+            node.metadata_props.add(key=MODULE_KEY, value=module)
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=METADATA_KEY, value=signature.to_json())
+
+
+def _module_name(names: list[str], classes: list[str]) -> str | None:
+    """The module of an exported node, from the calls that it is nested in.
+
+    The last entry is the operation: ['', 'model', 'model.fc1', 'linear']. A convolution that took
+    in the batch norm behind it bears the norm's name, which says nothing of the convolution.
+    """
+    if len(names) < 3 or "batchnorm" in classes[-2].lower():
+        return None
+    return names[-2].removeprefix("model").removeprefix(".")
+
+
+def _to_half(proto: onnx.ModelProto) -> onnx.ModelProto:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half: onnx.ModelProto = convert_float_to_float16(proto, keep_io_types=True)
+    sort_nodes(half)
+    return half
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes to its own developers."""
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(torch\.onnx|onnxscript|onnx_ir)(\.|$)")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _untranslated(error: RuntimeError) -> str:
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    return (
+        f"The model has an operation that ONNX does not: {first_line(causes[-1])} "
+        "Replace the operation, or export the model as a torch.export program."
+    )

@@ -1,0 +1,135 @@
+"""What the engine and the search see of a framework: a bench on which one user's job is worked.
+
+Everything torch lives behind this protocol, so the search can be tested with numbers instead of
+networks, in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from compressor.config import Config
+from compressor.progress import Progress
+from compressor.result import Choice, Cost, Parity, Plan
+from compressor.search.space import LayerChange, LayerCost, LayerState
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the user handed in, as it came; the framework makes sense of it."""
+
+    data: Mapping[str, Any]
+    model: Any
+    config: Config
+    forward_pass: Any = None
+    eval_func: Any = None
+    loss_function_cls: Any = None
+    loss_function_kwargs: Mapping[str, Any] | None = None
+    is_dryrun: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model as deployed on the target: the user's metrics, and what it costs."""
+
+    metrics: Mapping[str, float]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files of the final model, and what was measured on the one to deploy.
+
+    Both metrics are of the holdout split where there is one, else of the evaluated split.
+    """
+
+    artifacts: Mapping[str, Path]
+    judged: Judged
+    reference_metrics: Mapping[str, float]
+    parity: Parity | None
+    notes: tuple[str, ...] = field(default=())
+
+
+class Workbench(Protocol[Model]):
+    """One job, opened. Models handed out are copies; the reference is never changed."""
+
+    def check(self) -> None:
+        """Try everything once on two batches: copy, trace, forward, loss, gradient.
+
+        Raises:
+            CompressorError: the fact and the way out.
+        """
+
+    def digest(self) -> str:
+        """Of the reference's weights and structure, and of the data that damage is measured on."""
+
+    def baseline(self) -> Judged:
+        """The reference: its metrics in torch, its cost on the target in float32."""
+
+    def use_baseline(self, baseline: Judged) -> None:
+        """Report latencies on the scale of `baseline`, which may be of an earlier process."""
+
+    def target(self) -> Mapping[str, Any]:
+        """Where costs are measured: runtime, device, threads, batch_size, hardware."""
+
+    def lost(self) -> Sequence[str]:
+        """Sentences: what cannot be done with this model, and why."""
+
+    def is_number(self, technique: str) -> bool:
+        """Whether that technique leaves structure and weights as they are."""
+
+    def propose(self) -> list[Choice]:
+        """Every choice of every technique."""
+
+    def layers(self) -> Mapping[str, LayerState]:
+        """The layers whose cost can change, as they are in the reference."""
+
+    def effects(self, choices: Sequence[Choice]) -> Mapping[str, Mapping[str, LayerChange]]:
+        """What each choice, by key, does to each layer."""
+
+    def layer_cost(self, resource: str) -> LayerCost:
+        """Cost of a layer in a state, for resource "latency_ms", "size_bytes" or "macs"."""
+
+    def damage_of(self, choice: Choice) -> float:
+        """Divergence of the outputs from the reference's when `choice` alone is made; 0 is none."""
+
+    def build(self, plan: Plan) -> Model:
+        """A copy of the reference with `plan` applied and the cheap repair done."""
+
+    def recover(
+        self, model: Model, plan: Plan, epochs: int, folder: Path, *, is_final: bool
+    ) -> None:
+        """Fine-tune `model` in place; `folder` keeps what an interrupted fit needs to go on."""
+
+    def epoch_seconds(self) -> float:
+        """A measured guess at one fine-tuning epoch of the whole reference."""
+
+    def judge(self, model: Model, plan: Plan, folder: Path) -> Judged:
+        """Deploy `model` to the target as `plan` says, evaluate it there, measure it."""
+
+    def save(self, model: Model, folder: Path) -> None:
+        """Write structure and weights."""
+
+    def load(self, folder: Path) -> Model:
+        """Read them back onto a copy of the reference."""
+
+    def export(self, model: Model, plan: Plan, folder: Path) -> Exported:
+        """Write every format that the user asked for, and compare the float file with the model."""
+
+    def runtime_model(self, artifacts: Mapping[str, Path]) -> Any:
+        """The deployed file as something that is called like the model."""
+
+    def looks(self) -> int:
+        """How many times the judged split was evaluated."""
+
+
+class Framework(Protocol):
+    """Opens jobs."""
+
+    def open(self, job: Job, run_dir: Path, progress: Progress) -> Workbench[Any]:
+        """Understand `job`; bad data and configuration are refused here."""

@@ -1,0 +1,104 @@
+"""Everything that can be wrong with a job, tried once on two batches, before any work."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.errors import DataError, LossError
+from compressor.interfaces.data import DataLoaderView, move
+from compressor.interfaces.inputs import output_tensors
+from compressor.interfaces.task import Task
+from compressor.seeding import isolated_rng
+from compressor.structure.trace import copy_model, first_line
+
+TRIED_BATCHES = 2
+# What user code raises when a batch does not fit it.
+USER_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def check_batches(
+    task: Task, model: nn.Module, splits: dict[str, DataLoaderView], device: torch.device, seed: int
+) -> None:
+    """Call the model on two batches of each split, and the loss on two of "train".
+
+    Args:
+        task: the user's functions.
+        model: not changed.
+        splits: by name.
+        device: of the job.
+        seed: of anything random in the user's code.
+
+    Raises:
+        DataError: if the model cannot be called on a batch.
+        LossError: if the loss raises, is not a finite scalar, or has no gradient.
+    """
+    probe = copy_model(model)
+    with isolated_rng(seed):
+        for name, loader in splits.items():
+            for batch in itertools.islice(loader, TRIED_BATCHES):
+                _check_call(task, probe, name, batch, device)
+        for batch in itertools.islice(splits["train"], TRIED_BATCHES):
+            _check_loss(task, probe, move(batch, device))
+
+
+def _check_call(task: Task, model: nn.Module, split: str, batch: Any, device: torch.device) -> None:
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = task.outputs(model, batch, device)
+    except DataError:
+        raise
+    except USER_FAILURES as error:
+        raise DataError(
+            f"The model could not be called on a batch of split {split!r}: {first_line(error)} "
+            "Check "
+            "`model_input_pattern`, or write `extract_model_inputs` and `model_call` of your "
+            "forward pass."
+        ) from error
+    if not output_tensors(outputs):
+        raise DataError(
+            f"The model returned no floating point tensor on split {split!r}, but "
+            f"{type(outputs).__name__}. It must return tensors, in any nesting of tuple, list and "
+            "dict."
+        )
+
+
+def _check_loss(task: Task, model: nn.Module, batch: Any) -> None:
+    model.train()
+    try:
+        terms = task.loss(model, batch)
+    except LossError:
+        raise
+    except USER_FAILURES as error:
+        raise LossError(
+            f"The loss function raised {type(error).__name__} on a training batch: "
+            f"{first_line(error)} It is called as `loss(model, batch)` with a batch as the loader "
+            "gives it."
+        ) from error
+    total = torch.stack([term.float() for term in terms.values()]).sum()
+    if not torch.isfinite(total):
+        values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
+        raise LossError(
+            f"The loss is not finite on the first training batches: {values}. Check the targets "
+            "and the inputs' scale."
+        )
+    if not total.requires_grad:
+        raise LossError(
+            "The loss has no gradient. Compute it from the model's outputs, without `.detach()`, "
+            "`.item()` or `torch.no_grad()`."
+        )
+    model.zero_grad()
+    total.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,200 @@
+"""Models as they run on the target: deployed, timed beside the reference, exported for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.config import ExportConfig, TargetConfig
+from compressor.errors import ExportError, ModelError
+from compressor.export.exported_program import save_exported_program
+from compressor.export.onnx import export_onnx
+from compressor.export.torchscript import save_torchscript
+from compressor.export.verify import parity
+from compressor.interfaces.inputs import ModelInputs
+from compressor.logs import get_logger
+from compressor.profiling.latency import Timing
+from compressor.result import Parity, Plan
+from compressor.structure.trace import copy_model
+from compressor.targets import Deployed, OnnxRuntimeModel, Target, make_target
+from compressor.targets.int8_files import Int8Files
+
+logger = get_logger(__name__)
+
+INT8 = "static_int8"
+IMAGE_DIMS = 4
+
+
+@dataclass(frozen=True)
+class ExportedFiles:
+    """What the user takes away."""
+
+    paths: Mapping[str, Path]
+    deployed: Deployed
+    parity: Parity | None
+    notes: tuple[str, ...]
+
+
+class Deployment:
+    """One target, and the reference on it as the baseline of every ratio."""
+
+    def __init__(self, config: TargetConfig, folder: Path) -> None:
+        """Make the target.
+
+        Args:
+            config: which.
+            folder: for the reference's files and the table of layer latencies.
+        """
+        self._config = config
+        self._folder = folder
+        self.target: Target = make_target(config, cache_path=folder / "layer_latencies.json")
+        self._reference: Deployed | None = None
+        self._int8: Int8Files | None = None
+
+    def without_export(self) -> Deployment:
+        """The same on torch itself, for a model that has no graph."""
+        return Deployment(replace(self._config, runtime="eager"), self._folder)
+
+    def describe(self) -> dict[str, object]:
+        """Runtime, device, threads, batch size."""
+        return {
+            "runtime": self.target.name,
+            "device": str(self.target.device),
+            "threads": self.target.threads,
+            "batch_size": self.target.batch_size,
+        }
+
+    def reference(self, model: nn.Module, inputs: ModelInputs) -> Deployed:
+        """The reference in float32; deployed once."""
+        if self._reference is None:
+            self._reference = self.target.deploy(_on_cpu(model), inputs, self._folder)
+        return self._reference
+
+    def quantizable_layers(self, model: nn.Module, inputs: ModelInputs) -> list[str]:
+        """Layers of the reference that the target runs in int8, in the order in which they run."""
+        if not self.target.supports_int8:
+            return []
+        return Int8Files.layers_of(self.reference(model, inputs).files["onnx_float"])
+
+    def quantized_reference(
+        self, layers: Sequence[str], calibration: Iterable[ModelInputs]
+    ) -> nn.Module:
+        """The reference with `layers` alone in int8; calibrated once for all."""
+        assert self._reference is not None
+        if self._int8 is None:
+            path = self._reference.files["onnx_float"]
+            self._int8 = Int8Files(path, calibration, threads=self.target.threads)
+        quantized = self._int8.write(self._folder / "probe_int8.onnx", frozenset(layers))
+        return OnnxRuntimeModel(quantized.path, threads=self.target.threads)
+
+    def deploy(
+        self,
+        model: nn.Module,
+        inputs: ModelInputs,
+        folder: Path,
+        plan: Plan,
+        calibration: Iterable[ModelInputs],
+    ) -> Deployed:
+        """`model` on the target, with the layers in int8 that `plan` names."""
+        layers = frozenset(choice.site for choice in plan.of(INT8))
+        return self.target.deploy(
+            _on_cpu(model), inputs, folder, int8_layers=layers, calibration=calibration
+        )
+
+    def time(self, module: nn.Module, inputs: ModelInputs) -> Timing:
+        """Milliseconds of one call."""
+        return self.target.measure({"model": module}, inputs)["model"]
+
+    def time_beside(
+        self, reference: nn.Module, module: nn.Module, inputs: ModelInputs, reference_ms: float
+    ) -> float:
+        """Milliseconds of one call of `module`, where the reference takes `reference_ms`.
+
+        The machine's speed drifts between measurements; the ratio within one does not.
+        """
+        timing = self.target.measure({"reference": reference, "model": module}, inputs)
+        return reference_ms * timing["model"].median_ms / timing["reference"].median_ms
+
+    def layer_latency_ms(self, layer: nn.Module, shape: tuple[int, ...], int8: bool) -> float:
+        """Milliseconds of one layer alone."""
+        return self.target.layer_latency_ms(layer, shape, int8 and self.target.supports_int8)
+
+    def export(
+        self,
+        model: nn.Module,
+        inputs: ModelInputs,
+        folder: Path,
+        plan: Plan,
+        calibration: Iterable[ModelInputs],
+        config: ExportConfig,
+    ) -> ExportedFiles:
+        """Write the formats of `config`; one that fails is a note, unless it is deployed."""
+        folder = Path(config.root_path) if config.root_path else folder
+        folder.mkdir(parents=True, exist_ok=True)
+        model = _on_cpu(model)
+        deployed = self.deploy(model, inputs, folder, plan, calibration)
+        paths, notes = dict(deployed.files), list(deployed.notes)
+        for name, write in _writers(model, inputs, folder, config).items():
+            if name in paths:
+                continue
+            try:
+                paths[name] = write()
+            except (ExportError, ModelError) as error:
+                notes.append(f"{name} was not written: {error}")
+        if "onnx_float" in paths:
+            paths.setdefault("onnx", paths["onnx_float"])
+        checked = None
+        if "onnx_float" in paths:
+            checked = parity(model, OnnxRuntimeModel(paths["onnx_float"]), inputs)
+        return ExportedFiles(paths, deployed, checked, tuple(notes))
+
+    def open(self, artifacts: Mapping[str, Path], load: Callable[[Path], nn.Module]) -> nn.Module:
+        """The deployed model again, from its files."""
+        if self.target.name == "onnxruntime":
+            return OnnxRuntimeModel(artifacts["onnx"], threads=self.target.threads)
+        return load(artifacts["model_dir"])
+
+
+def _writers(
+    model: nn.Module, inputs: ModelInputs, folder: Path, config: ExportConfig
+) -> dict[str, Callable[[], Path]]:
+    """Artifact name to what writes it."""
+    writers: dict[str, Callable[[], Path]] = {}
+    if "onnx" in config.formats:
+        writers["onnx_float"] = lambda: export_onnx(model, inputs, folder / "model_float.onnx")
+        if config.precision == "fp16":
+            writers["onnx_fp16"] = lambda: export_onnx(
+                model, inputs, folder / "model_fp16.onnx", precision="fp16"
+            )
+        for size in config.resolutions:
+            name = "x".join(map(str, size))
+            writers[f"onnx_{name}"] = partial(
+                export_onnx, model, _at_resolution(inputs, size), folder / f"model_{name}.onnx"
+            )
+    if "exported_program" in config.formats:
+        writers["exported_program"] = lambda: save_exported_program(
+            model, inputs, folder / "model.pt2"
+        )
+    if "torchscript" in config.formats:
+        writers["torchscript"] = lambda: save_torchscript(
+            model, inputs, folder / "model_torchscript.pt"
+        )
+    return writers
+
+
+def _at_resolution(inputs: ModelInputs, size: tuple[int, int]) -> ModelInputs:
+    def resize(tensor: Tensor) -> Tensor:
+        is_image = tensor.dim() == IMAGE_DIMS and tensor.is_floating_point()
+        return F.interpolate(tensor, size) if is_image else tensor
+
+    return inputs.map(resize)
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """A copy for exporters, in evaluation mode; the target moves it where it runs."""
+    return copy_model(model).cpu().eval()

@@ -1,0 +1,167 @@
+"""Recovery: fine-tune a variant with the trainer, the reference as its teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor.config import Config, TrainerConfig
+from compressor.interfaces.data import DataLoaderView
+from compressor.interfaces.task import Task
+from compressor.logs import get_logger
+from compressor.progress import Progress
+from compressor.training.algorithm import Algorithm, Callback
+from compressor.training.algorithms.distillation import Distillation
+from compressor.training.algorithms.gradient_clipping import GradientClipping
+from compressor.training.algorithms.weight_average import WeightAverage
+from compressor.training.callbacks import EarlyStopping, KeepBest, ProgressBar
+from compressor.training.trainer import Trainer
+
+logger = get_logger(__name__)
+
+TIMED_BATCHES = 4
+ASSUMED_BATCHES = 100  # of an epoch whose loader does not know its length
+LOOP_TEST_BATCHES = 2
+
+
+class Recovery:
+    """Trains variants of one reference, as the configuration says."""
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        reference: nn.Module,
+        data: Mapping[str, DataLoaderView],
+        evaluate: Callable[[nn.Module], Mapping[str, float]],
+        progress: Progress,
+    ) -> None:
+        """Remember what training needs.
+
+        Args:
+            config: optimizers, schedules, distillation, precision, seed.
+            task: has the loss.
+            reference: the teacher.
+            data: "train" is trained on.
+            evaluate: a model's metrics on the judged split; decides which weights are kept.
+            progress: shows the epochs.
+        """
+        self._config = config
+        self._task = task
+        self._reference = reference
+        self._data = data
+        self._evaluate = evaluate
+        self._progress = progress
+
+    def fit(
+        self,
+        model: nn.Module,
+        epochs: int,
+        folder: Path,
+        *,
+        is_final: bool,
+        algorithms: Sequence[Algorithm] = (),
+    ) -> None:
+        """Train `model` in place and leave it with its best weights.
+
+        Args:
+            model: a variant.
+            epochs: of the training split.
+            folder: for checkpoints; an interrupted fit goes on from the last epoch.
+            is_final: by the full trainer's settings, not the fine-tuner's.
+            algorithms: that the variant's techniques need.
+        """
+        settings = self._config.full_trainer if is_final else self._config.fine_tuner
+        loop = self._config.external_training_loop
+        if loop is not None:
+            self._fit_outside(loop, model, epochs, is_final=is_final)
+            return
+        loader: Iterable[Any] = self._data["train"]
+        if settings.loop_test:
+            loader = DataLoaderView(loader, max_batches=LOOP_TEST_BATCHES)
+        assert self._config.eval_key is not None
+        best = KeepBest(self._config.eval_key, self._config.metric_mode)
+        trainer = Trainer(
+            model,
+            self._task.loss,
+            train_dataloader=loader,
+            evaluate=self._evaluate,
+            schedulers=settings.scheduler,
+            max_duration=f"{epochs}ep",
+            eval_interval=f"{settings.eval_freq}ep",
+            eval_skip=f"{settings.eval_skip}ep",
+            eval_key=self._config.eval_key,
+            algorithms=[*algorithms, *self._algorithms(settings)],
+            callbacks=[best, *self._callbacks(settings)],
+            save_dir=folder,
+            **self._shared(settings),
+        )
+        if not trainer.resume():
+            trainer.evaluate()  # what the fit begins with counts among the best
+        trainer.fit()
+        best.restore(model)
+
+    def epoch_seconds(self, model: nn.Module) -> float:
+        """Seconds of an epoch, from a few batches of training `model`, a copy that is spent."""
+        settings = self._config.fine_tuner
+        loader = DataLoaderView(self._data["train"], max_batches=TIMED_BATCHES)
+        trainer = Trainer(
+            model,
+            self._task.loss,
+            train_dataloader=loader,
+            max_duration="1ep",
+            algorithms=list(self._algorithms(settings)),
+            **self._shared(settings),
+        )
+        trainer.fit()  # warm-up
+        began = time.monotonic()
+        trainer.fit("1ep")
+        seconds = time.monotonic() - began
+        batches = sum(1 for _ in loader)
+        return seconds / batches * max(_length(self._data["train"]), 1)
+
+    def _shared(self, settings: TrainerConfig) -> dict[str, Any]:
+        return {
+            "optimizers": settings.optimizer,
+            "device": self._config.device.torch_device,
+            "precision": self._config.training_precision,
+            "seed": self._config.seed,
+        }
+
+    def _algorithms(self, settings: TrainerConfig) -> Iterator[Algorithm]:
+        if settings.distillation is not None:
+            options = settings.distillation
+            yield Distillation(
+                self._reference,
+                weight=options.weight,
+                task_weight=options.task_weight,
+                temperature=options.temperature,
+            )
+        if settings.gradient_clip_norm is not None:
+            yield GradientClipping(settings.gradient_clip_norm)
+        if settings.ema is not None:
+            yield WeightAverage(settings.ema.decay_rate, settings.ema.period)
+
+    def _callbacks(self, settings: TrainerConfig) -> Iterator[Callback]:
+        key, mode = self._config.eval_key, self._config.metric_mode
+        assert key is not None
+        if settings.early_stopping_patience is not None:
+            yield EarlyStopping(key, settings.early_stopping_patience, mode)
+        yield ProgressBar(self._progress, metric=key)
+
+    def _fit_outside(self, loop: Any, model: nn.Module, epochs: int, *, is_final: bool) -> None:
+        """The user's own loop trains; it returns the model, which may be another object."""
+        trained = loop.train(model, epochs=epochs, validation=False, finetuning=not is_final)
+        if trained is not model and trained is not None:
+            model.load_state_dict(trained.state_dict())
+
+
+def _length(loader: Any) -> int:
+    try:
+        return len(loader)
+    except TypeError:
+        return ASSUMED_BATCHES

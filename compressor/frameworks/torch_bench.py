@@ -1,0 +1,335 @@
+"""A user's job in PyTorch, opened: the torch side of every step of `Engine.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.config import Config
+from compressor.errors import ModelError
+from compressor.frameworks.base import Exported, Job, Judged
+from compressor.frameworks.checks import check_batches
+from compressor.frameworks.defaults import make_task
+from compressor.frameworks.deployment import Deployment
+from compressor.frameworks.divergence import divergence
+from compressor.frameworks.int8_layers import allowed_layers
+from compressor.frameworks.layer_costs import (
+    costly_layers,
+    latency_cost,
+    layer_state,
+    macs_cost,
+    size_cost,
+    structural_changes,
+)
+from compressor.frameworks.recovery import Recovery
+from compressor.frameworks.subset import Subset, draw_subset, model_digest, outputs_on
+from compressor.interfaces.data import check_data, first_batch, move
+from compressor.interfaces.inputs import ModelInputs
+from compressor.logs import get_logger
+from compressor.profiling.counts import count
+from compressor.profiling.memory import peak_activation_memory
+from compressor.progress import Progress
+from compressor.result import Choice, Cost, Plan, digest
+from compressor.search.space import LayerChange, LayerCost, LayerState
+from compressor.structure import archive
+from compressor.structure.trace import copy_model, copy_skeleton, export_graph, input_shapes
+from compressor.techniques import TECHNIQUES, Stage, Technique, TechniqueContext, apply_plan
+from compressor.training.algorithms.batchnorm import reestimate_batchnorm
+
+logger = get_logger(__name__)
+
+DRYRUN_BATCHES = 2
+EXAMPLE_SAMPLES = 32
+# How the kernels of each kind of target step (shared notes of ONNX Runtime on x86: fp32 by 16,
+# int8 by
+# 4 and never below 16); bytes and MACs do not step, but odd widths leave the fast layouts.
+WIDTH_MULTIPLE = {"latency": 16, "compression": 8, "macs": 8, "quantization": 8}
+
+
+class TorchBench:
+    """One job. Models handed out are copies on the job's device; the reference is never changed."""
+
+    def __init__(self, job: Job, run_dir: Path, progress: Progress) -> None:
+        """Understand the job.
+
+        Raises:
+            CompressorError: for data, devices, models and configurations that cannot be worked
+                with.
+        """
+        self.config: Config = job.config
+        self.config.device.check_available()
+        self.device = self.config.device.torch_device
+        limit = DRYRUN_BATCHES if job.is_dryrun else None
+        self.data = check_data(
+            job.data, self.config.eval_split, self.config.holdout, max_batches=limit
+        )
+        self.task = make_task(job)
+        self.reference = copy_model(job.model).to(self.device).eval()
+        self.task.forward_pass.infer_sampler(first_batch(self.data["train"]))
+        self._progress = progress
+        self._lost: list[str] = []
+        self._looks = 0
+        self._baseline_ms = 1.0
+        self._deployment = Deployment(self.config.target, run_dir / "reference")
+
+    # check ------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Try everything once on two batches; see `frameworks.checks`."""
+        check_batches(self.task, self.reference, self.data, self.device, self.config.seed)
+        try:
+            export_graph(copy_model(self.reference).cpu(), self.example)
+        except ModelError as error:
+            self._deployment = self._deployment.without_export()
+            self._lose(
+                f"{error} Without a graph there is no ONNX file and no int8, and blocks cannot be "
+                "removed; channels are pruned and measured in torch."
+            )
+
+    def digest(self) -> str:
+        """Of the reference, the subset, and the task's way of comparing outputs."""
+        return digest([model_digest(self.reference), self.subset.digest(), self.config.task_type])
+
+    def lost(self) -> Sequence[str]:
+        """What cannot be done with this model, and why."""
+        quarantined = [
+            f"{item.technique}: {item.site}: {item.reason}" for item in self.context.lost
+        ]
+        return [*self._lost, *quarantined]
+
+    def looks(self) -> int:
+        """Evaluations of the judged split."""
+        return self._looks
+
+    # profile ----------------------------------------------------------------------------------
+
+    def target(self) -> Mapping[str, Any]:
+        """Runtime, device, threads, batch size."""
+        return self._deployment.describe()
+
+    def baseline(self) -> Judged:
+        """The reference: metrics in torch, cost on the target in float32."""
+        metrics = self._evaluate(self.reference, self.config.eval_split)
+        deployed = self._deployment.reference(self.reference, self.example)
+        timing = self._deployment.time(deployed.module, self.example)
+        return Judged(metrics, self._cost(self.reference, deployed.size_bytes, timing.median_ms))
+
+    def use_baseline(self, baseline: Judged) -> None:
+        """Report latencies on the scale of `baseline`, which may be of an earlier process."""
+        self._baseline_ms = baseline.cost.latency_ms
+
+    # propose and sense ------------------------------------------------------------------------
+
+    def is_number(self, technique: str) -> bool:
+        """Whether it acts on the exported file alone."""
+        return TECHNIQUES.get(technique).stage is Stage.NUMBERS
+
+    def propose(self) -> list[Choice]:
+        """Every choice of every technique that the configuration allows."""
+        with self._progress.task("propose", total=len(self.techniques)) as advance:
+            found: list[Choice] = []
+            for technique in self.techniques.values():
+                found.extend(technique.choices(self.reference, self.context))
+                advance()
+        return found
+
+    def layers(self) -> Mapping[str, LayerState]:
+        """Convolutions and linear layers of the reference."""
+        return {name: layer_state(layer) for name, layer in costly_layers(self.reference).items()}
+
+    def effects(self, choices: Sequence[Choice]) -> Mapping[str, Mapping[str, LayerChange]]:
+        """What each choice does to each layer, read off an edited copy."""
+        before = self.layers()
+        effects = {}
+        for choice in choices:
+            if self.is_number(choice.technique):
+                effects[choice.key] = {choice.site: LayerChange(bits=choice.setting["bits"])}
+            else:
+                copy = copy_skeleton(self.reference)
+                apply_plan(copy, Plan((choice,)), self.techniques, self.context)
+                effects[choice.key] = structural_changes(before, copy)
+        return effects
+
+    def layer_cost(self, resource: str) -> LayerCost:
+        """Cost of a layer in a state."""
+        layers = costly_layers(self.reference)
+        if resource == "size_bytes":
+            return size_cost(layers)
+        if resource == "macs":
+            counted = count(self.reference, self.example.with_batch(1).to(self.device))
+            return macs_cost(layers, {layer.name: layer.macs for layer in counted.layers})
+        inputs = self.example.with_batch(self.config.target.batch_size).to(self.device)
+        shapes = input_shapes(self.reference, inputs)
+        return latency_cost(layers, shapes, self._deployment.layer_latency_ms)
+
+    def damage_of(self, choice: Choice) -> float:
+        """Divergence of the outputs on the subset when `choice` alone is made."""
+        if self.is_number(choice.technique):
+            module = self._deployment.quantized_reference([choice.site], self.subset.inputs)
+            outputs = outputs_on(module, self.subset.inputs, torch.device("cpu"))
+        else:
+            variant = self.build(Plan((choice,)))
+            outputs = outputs_on(variant, self.subset.inputs, self.device)
+        is_classifier = self.config.task_type == "classification"
+        return divergence(outputs, self._reference_outputs, is_classifier=is_classifier)
+
+    # build, recover, judge --------------------------------------------------------------------
+
+    def build(self, plan: Plan) -> nn.Module:
+        """A copy of the reference with `plan` applied and its batch norms re-estimated."""
+        model = copy_model(self.reference)
+        if len(plan):
+            apply_plan(model, plan, self.techniques, self.context)
+            self._reestimate(model)
+        return model.eval()
+
+    def recover(
+        self, model: nn.Module, plan: Plan, epochs: int, folder: Path, *, is_final: bool
+    ) -> None:
+        """Fine-tune `model` in place; `folder` keeps what an interrupted fit needs to go on."""
+        algorithms = [
+            algorithm
+            for technique in self.techniques.values()
+            for algorithm in technique.algorithms(plan.of(technique.name).choices)
+        ]
+        self.recovery.fit(model, epochs, folder, is_final=is_final, algorithms=algorithms)
+
+    def epoch_seconds(self) -> float:
+        """A measured guess at one fine-tuning epoch of the whole reference."""
+        return self.recovery.epoch_seconds(copy_model(self.reference))
+
+    def judge(self, model: nn.Module, plan: Plan, folder: Path) -> Judged:
+        """Deploy as `plan` says, evaluate the deployed model, measure it beside the reference."""
+        deployed = self._deployment.deploy(model, self.example, folder, plan, self.subset.inputs)
+        return Judged(
+            self._evaluate(deployed.module, self.config.eval_split),
+            self._cost(model, deployed.size_bytes, self._latency_ms(deployed.module)),
+        )
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Structure and weights, without pickle."""
+        archive.save(model, folder, reference=self.reference)
+
+    def load(self, folder: Path) -> nn.Module:
+        """A saved variant, on the job's device."""
+        return archive.load(folder, self.reference).to(self.device).eval()
+
+    # export -----------------------------------------------------------------------------------
+
+    def export(self, model: nn.Module, plan: Plan, folder: Path) -> Exported:
+        """Every format that was asked for, and what was measured on the file to deploy."""
+        split = self.config.holdout or self.config.eval_split
+        files = self._deployment.export(
+            model, self.example, folder, plan, self.subset.inputs, self.config.export
+        )
+        self.save(model, folder / "model")
+        latency_ms = self._latency_ms(files.deployed.module)
+        return Exported(
+            artifacts={**files.paths, "model_dir": folder / "model"},
+            judged=Judged(
+                self._evaluate(files.deployed.module, split),
+                self._cost(model, files.deployed.size_bytes, latency_ms),
+            ),
+            reference_metrics=self._evaluate(self.reference, split),
+            parity=files.parity,
+            notes=files.notes,
+        )
+
+    def runtime_model(self, artifacts: Mapping[str, Path]) -> nn.Module:
+        """The deployed file, called like the model."""
+        return self._deployment.open(artifacts, self.load)
+
+    # what is found once -----------------------------------------------------------------------
+
+    @cached_property
+    def subset(self) -> Subset:
+        """The fixed sample of the training split."""
+        return draw_subset(
+            self.data["train"],
+            lambda batch: self.task.inputs(self.reference, batch),
+            self.config.seed,
+        )
+
+    @cached_property
+    def example(self) -> ModelInputs:
+        """One call's inputs, on the CPU. Two samples at least, so that the batch can be told."""
+        inputs = self.subset.inputs[0]
+        return inputs.with_batch(min(max(inputs.batch_size, 2), EXAMPLE_SAMPLES))
+
+    @cached_property
+    def techniques(self) -> dict[str, Technique]:
+        """One instance of each technique that is wanted and that the target can use."""
+        names = list(self.config.techniques or TECHNIQUES.names())
+        if self.config.optimization == "quantization":
+            names = [name for name in names if TECHNIQUES.get(name).stage is Stage.NUMBERS]
+        return {name: TECHNIQUES.get(name)() for name in names}
+
+    @cached_property
+    def context(self) -> TechniqueContext:
+        """What the techniques may know."""
+        multiple = WIDTH_MULTIPLE[self.config.optimization]
+        return TechniqueContext(
+            inputs=self.example,
+            width_multiple=multiple,
+            min_width=multiple,
+            accumulate_gradients=self._accumulate_gradients,
+            runtime_layers=self._int8_layers,
+        )
+
+    @cached_property
+    def recovery(self) -> Recovery:
+        """The trainer's side of the job."""
+        return Recovery(
+            self.config,
+            self.task,
+            self.reference,
+            self.data,
+            lambda model: self._evaluate(model, self.config.eval_split),
+            self._progress,
+        )
+
+    @cached_property
+    def _reference_outputs(self) -> list[list[Tensor]]:
+        return list(outputs_on(self.reference, self.subset.inputs, self.device))
+
+    def _int8_layers(self) -> Sequence[str]:
+        layers = self._deployment.quantizable_layers(self.reference, self.example)
+        return allowed_layers(layers, self.reference, self.config.custom_compression)
+
+    def _accumulate_gradients(self, model: nn.Module) -> None:
+        """The gradient of the user's loss over the subset; batch norms use their statistics."""
+        model.eval()
+        for batch in self.subset.batches:
+            terms = self.task.loss(model, move(batch, self.device))
+            torch.stack([term.float() for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+
+    def _reestimate(self, model: nn.Module) -> None:
+        reestimate_batchnorm(
+            model, self.subset.inputs, lambda m, inputs: inputs.to(self.device).call(m)
+        )
+
+    def _evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        self._looks += 1
+        return self.task.evaluate(model, self.data[split], self.config.device)
+
+    def _cost(self, model: nn.Module, size_bytes: int, latency_ms: float) -> Cost:
+        inputs = self.example.with_batch(1).to(self.device)
+        counted = count(model, inputs)
+        memory_bytes = peak_activation_memory(model, inputs)
+        return Cost(counted.params, counted.macs, size_bytes, latency_ms, memory_bytes)
+
+    def _latency_ms(self, module: nn.Module) -> float:
+        """On the scale of the baseline; see `Deployment.time_beside`."""
+        deployed = self._deployment.reference(self.reference, self.example)
+        return self._deployment.time_beside(
+            deployed.module, module, self.example, reference_ms=self._baseline_ms
+        )
+
+    def _lose(self, sentence: str) -> None:
+        logger.warning("%s", sentence)
+        self._lost.append(sentence)

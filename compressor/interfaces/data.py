@@ -1,0 +1,231 @@
+"""The user's data: a mapping of split names to any iterables of batches of any form."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.errors import DataError, suggest
+from compressor.seeding import isolated_rng
+
+
+class DataLoaderView:
+    """A user's loader, with what evaluation functions read; everything else is the loader's own.
+
+    Args:
+        loader: any iterable of batches that can be iterated again and again; never changed.
+        max_batches: end every pass after so many; None: no limit.
+    """
+
+    def __init__(self, loader: Iterable[Any], max_batches: int | None = None) -> None:
+        self._loader = loader
+        self._max_batches = max_batches
+        self._batch_size: int | None = None
+
+    @property
+    def native_dl(self) -> Any:
+        """The user's loader itself."""
+        return self._loader
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a full batch; a loader that does not say is asked for its first batch."""
+        if self._batch_size is None:
+            said = getattr(self._loader, "batch_size", None)
+            sampler = getattr(self._loader, "batch_sampler", None)
+            said = said or getattr(sampler, "batch_size", None)
+            self._batch_size = said or sample_count(first_batch(self._loader))
+        return self._batch_size
+
+    @property
+    def dataset_size(self) -> int | None:
+        """Samples in one pass; None when the loader does not know."""
+        samples = getattr(self._loader, "sampler", None)
+        if samples is None:
+            samples = getattr(self._loader, "dataset", None)
+        try:
+            total = len(samples)  # type: ignore[arg-type]
+            if getattr(self._loader, "drop_last", False) or self._max_batches is not None:
+                total = min(total, len(self) * self.batch_size)
+        except TypeError:  # something has no length
+            return None
+        return total
+
+    def __iter__(self) -> Iterator[Any]:
+        return (
+            iter(self._loader)
+            if self._max_batches is None
+            else take(self._loader, self._max_batches)
+        )
+
+    def __len__(self) -> int:
+        batches = len(self._loader)  # type: ignore[arg-type]
+        return batches if self._max_batches is None else min(batches, self._max_batches)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in (
+            "_loader",
+            "_max_batches",
+        ):  # while it is being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+
+def check_data(
+    data: object, eval_split: str, holdout: str | None, max_batches: int | None = None
+) -> dict[str, DataLoaderView]:
+    """A view of every split, after a look at those that are needed. `data` is not changed.
+
+    Args:
+        data: split name to iterable of batches.
+        eval_split: name of the split that variants are judged on.
+        holdout: name of the split that the result is measured on, if there is one.
+        max_batches: end every pass over a view after so many, for a dry run; None: no limit.
+
+    Raises:
+        DataError: not a mapping, a split that is missing, empty, not iterable, or used up by one
+            pass.
+    """
+    if not isinstance(data, Mapping):
+        raise DataError(
+            f"The data is a {type(data).__name__}. "
+            "Give a mapping of splits: {'train': train_loader, 'test': test_loader}."
+        )
+    if "train" not in data:
+        raise DataError(f"The data has no 'train' split. It has: {_names(data)}. Add 'train'.")
+    for option, split in (("eval_split", eval_split), ("holdout", holdout)):
+        if split is not None and split not in data:
+            raise DataError(
+                f"{option}={split!r} is not a split of the data. {suggest(split, map(str, data))}"
+            )
+    for split in dict.fromkeys(("train", eval_split, holdout)):
+        if split is not None:
+            _check_loader(data[split], split)
+    return {str(split): DataLoaderView(loader, max_batches) for split, loader in data.items()}
+
+
+def take(loader: Iterable[Any], batches: int) -> Iterator[Any]:
+    """The first `batches` batches, or all of a shorter loader; no further one is fetched.
+
+    >>> list(take([1, 2, 3], 2))
+    [1, 2]
+    """
+    return islice(loader, batches)
+
+
+def first_batch(loader: Iterable[Any]) -> Any:
+    """The first batch, without a trace: global generators and the loader's own are put back.
+
+    Raises:
+        DataError: if there is none.
+    """
+    for batch in _peek(loader):
+        return batch
+    raise DataError("A loader yields no batch. Check its dataset, its sampler and drop_last.")
+
+
+def move(batch: Any, device: torch.device | str, non_blocking: bool = False) -> Any:
+    """A batch of the same form with every tensor on `device`; what is no tensor stays.
+
+    Args:
+        batch: tensors in any nesting of tuple, list and mapping; also anything with `.to(device)`.
+        device: of torch.
+        non_blocking: copy from pinned memory while Python goes on.
+
+    >>> move({"x": [torch.ones(1)], "name": "a"}, "meta")
+    {'x': [tensor(..., device='meta', size=(1,))], 'name': 'a'}
+    """
+
+    def to_device(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=non_blocking)
+        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+
+    return map_leaves(to_device, batch)
+
+
+def map_leaves(function: Callable[[Any], Any], batch: Any) -> Any:
+    """A batch of the same form with `function` applied to all that is not a container."""
+    if isinstance(batch, Mapping):
+        mapped = {key: map_leaves(function, value) for key, value in batch.items()}
+        if type(batch) is dict:
+            return mapped
+        result = copy.copy(batch)  # an OrderedDict, a tokenizer's UserDict
+        for key, value in mapped.items():
+            result[key] = value  # type: ignore[index]
+        return result
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_leaves(function, value) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_leaves(function, value) for value in batch)
+    return function(batch)
+
+
+def leaves(batch: Any) -> Iterator[Any]:
+    """All that is not a container, depth first."""
+    if isinstance(batch, Mapping):
+        batch = tuple(batch.values())
+    if isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from leaves(value)
+    else:
+        yield batch
+
+
+def sample_count(batch: Any) -> int:
+    """Length of dimension 0 of the first tensor that has one, else 1.
+
+    >>> sample_count({"x": torch.zeros(8, 3), "y": torch.zeros(8)})
+    8
+    """
+    tensors = (leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim())
+    return next((len(tensor) for tensor in tensors), 1)
+
+
+def _check_loader(loader: Any, split: str) -> None:
+    if isinstance(loader, Iterator):
+        raise DataError(
+            f"The {split!r} split is a {type(loader).__name__}, which one pass uses up. "
+            "Wrap it: a list of its batches, a DataLoader, or a class whose __iter__ starts anew."
+        )
+    if not hasattr(loader, "__iter__"):
+        is_dataset = hasattr(loader, "__getitem__")
+        help = "Wrap it in a torch.utils.data.DataLoader." if is_dataset else "Give a DataLoader."
+        raise DataError(f"The {split!r} split is a {type(loader).__name__}, not a loader. {help}")
+    try:
+        is_empty = not len(loader)
+    except TypeError:  # of unknown length
+        is_empty = not _peek(loader)
+    if is_empty:
+        raise DataError(
+            f"The {split!r} split yields no batch. Check its dataset, its sampler and drop_last."
+        )
+
+
+def _peek(loader: Iterable[Any]) -> list[Any]:
+    """The first batch, or nothing; global generators and the loader's own are put back."""
+    with isolated_rng(0), _kept_generators(loader):
+        return list(take(loader, 1))
+
+
+@contextmanager
+def _kept_generators(loader: object) -> Iterator[None]:
+    """Put back the state of the generators that a DataLoader and its sampler draw from."""
+    owners = (loader, getattr(loader, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    states = [(item, item.get_state()) for item in found if isinstance(item, torch.Generator)]
+    try:
+        yield
+    finally:
+        for item, state in states:
+            item.set_state(state)
+
+
+def _names(data: Mapping[Any, Any]) -> str:
+    return ", ".join(map(repr, data)) or "none"

@@ -1,0 +1,106 @@
+"""What one call of a model takes, as a value that can be moved, resized and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from compressor.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """The arguments of one call of a model: tensors in any nesting of tuple, list and dict."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: Any) -> ModelInputs:
+        """`value` as inputs: a tuple is the arguments, a dict the keywords, all else is one."""
+        if isinstance(value, ModelInputs):
+            return value
+        if isinstance(value, tuple):
+            return cls(args=value)
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return cls(kwargs=dict(value))
+        return cls(args=(value,))
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """Call `model` with these arguments."""
+        return model(*self.args, **self.kwargs)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ModelInputs:
+        """The same arguments with `function` applied to every tensor."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
+        return ModelInputs(args, kwargs)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order in which an exported graph takes them."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def to(self, device: torch.device | str) -> ModelInputs:
+        """The same arguments on `device`; copies from pinned memory to a GPU do not block."""
+        is_gpu = torch.device(device).type == "cuda"  # a copy to the CPU could be read too early
+        return self.map(lambda tensor: tensor.to(device, non_blocking=is_gpu))
+
+    def double(self) -> ModelInputs:
+        """The same arguments with floating point tensors in float64."""
+        return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+    @property
+    def batch_size(self) -> int:
+        """Length of dimension 0 of the first tensor that has one, else 1."""
+        return next((len(tensor) for tensor in self.tensors() if tensor.dim()), 1)
+
+    def with_batch(self, size: int) -> ModelInputs:
+        """`size` samples: the first ones, or all of them repeated.
+
+        Tensors whose dimension 0 is not the batch (scalars, shared tables) stay as they are.
+        """
+        now = self.batch_size
+
+        def resize(tensor: Tensor) -> Tensor:
+            if not tensor.dim() or len(tensor) != now:
+                return tensor
+            repeats = -(-size // now)
+            return tensor.repeat(repeats, *[1] * (tensor.dim() - 1))[:size].contiguous()
+
+        return self.map(resize)
+
+
+def record_inputs(model: nn.Module, call: Callable[[nn.Module], Any]) -> ModelInputs:
+    """The arguments that `model` receives when `call(model)` runs it for the first time.
+
+    Raises:
+        ModelError: if `call` never calls the model.
+    """
+    seen: list[ModelInputs] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(ModelInputs(args, kwargs))
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
+    try:
+        with torch.no_grad():
+            call(model)
+    finally:
+        handle.remove()
+    if not seen:
+        raise ModelError(
+            "The forward pass never called the model. `model_call(model, x, device)` must call "
+            "`model(...)` itself, not one of its methods."
+        )
+    return seen[0]
+
+
+def output_tensors(outputs: Any) -> list[Tensor]:
+    """The floating point tensors of a model's outputs, in a fixed order."""
+    leaves = pytree.tree_leaves(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

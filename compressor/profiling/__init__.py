@@ -1,0 +1,1 @@
+"""What a model costs: counted, or measured in turn with another."""

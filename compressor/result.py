@@ -1,0 +1,339 @@
+"""The words of a run as values: choice, plan, variant, certificate, result. JSON both ways."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from compressor.errors import StudyError
+
+SCHEMA_VERSION = 1
+T = TypeVar("T")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass from a mapping; keys that it does not have (of a newer version) are left out."""
+    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{key: value for key, value in values.items() if key in known})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One technique at one site with one setting.
+
+    Attributes:
+        technique: registered name, such as "channel_pruning".
+        site: where, by the reference's module names: "layer1.0", "layer1.0.conv1".
+        setting: JSON that says how far; it holds all that applying needs, such as the channels
+            kept.
+        label: what a person calls the setting: "24 of 32 channels".
+        modules: names of the modules that the choice changes.
+    """
+
+    technique: str
+    site: str
+    setting: Mapping[str, Any]
+    label: str = ""
+    modules: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Unique among the choices of a run, and the same in the next run."""
+        return f"{self.technique}:{self.site}:{digest(dict(self.setting))}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "technique": self.technique,
+            "site": self.site,
+            "setting": dict(self.setting),
+            "label": self.label,
+            "modules": list(self.modules),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Choice:
+        """The inverse of `to_json`."""
+        return cls(
+            values["technique"],
+            values["site"],
+            dict(values["setting"]),
+            values.get("label", ""),
+            tuple(values.get("modules", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choices taken together. The order does not matter; equal plans have equal digests."""
+
+    choices: tuple[Choice, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Sort, so that plans compare by what they say."""
+        object.__setattr__(self, "choices", tuple(sorted(self.choices, key=lambda c: c.key)))
+
+    def __iter__(self) -> Iterator[Choice]:
+        """The choices, sorted by key."""
+        return iter(self.choices)
+
+    def __len__(self) -> int:
+        """How many choices."""
+        return len(self.choices)
+
+    @property
+    def digest(self) -> str:
+        """Names the plan on disk."""
+        return digest([[c.technique, c.site, dict(c.setting)] for c in self.choices])
+
+    def of(self, *techniques: str) -> Plan:
+        """The part of the plan that belongs to `techniques`."""
+        return Plan(tuple(c for c in self.choices if c.technique in techniques))
+
+    def without(self, *techniques: str) -> Plan:
+        """The part of the plan that belongs to other techniques."""
+        return Plan(tuple(c for c in self.choices if c.technique not in techniques))
+
+    def describe(self) -> str:
+        """One line for a log: how many choices of each technique."""
+        names = [c.technique for c in self.choices]
+        counts = [f"{names.count(name)} {name}" for name in sorted(set(names))]
+        return ", ".join(counts) or "nothing changed"
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain JSON values."""
+        return [c.to_json() for c in self.choices]
+
+    @classmethod
+    def from_json(cls, values: list[Mapping[str, Any]]) -> Plan:
+        """The inverse of `to_json`."""
+        return cls(tuple(Choice.from_json(value) for value in values))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs where it runs. Units are in the names; latency is one call's median."""
+
+    params: int
+    macs: int
+    size_bytes: int
+    latency_ms: float
+    peak_memory_bytes: int | None = None
+
+    def describe(self) -> str:
+        """One line for a log."""
+        return (
+            f"{self.latency_ms:.4g} ms, {self.size_bytes:,} bytes, {self.macs:,} MACs, "
+            f"{self.params:,} parameters"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class VariantRecord:
+    """What is known of one variant, as the study keeps it.
+
+    Attributes:
+        id: name of its folder under `variants/`.
+        plan: what was done.
+        status: "done", or "failed" with the reason.
+        metrics: the user's evaluation of the deployed variant.
+        cost: measured on the target; None for a failed variant.
+        predicted: what the allocation promised: "cost" on the objective's scale, "damage".
+        epochs: fine-tuned so long.
+        seconds: spent on building, recovering and judging.
+        is_final: fine-tuned in full.
+        reason: why it failed, or what decided about it.
+    """
+
+    id: str
+    plan: Plan
+    status: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    cost: Cost | None = None
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    epochs: int = 0
+    seconds: float = 0.0
+    is_final: bool = False
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **{item.name: getattr(self, item.name) for item in fields(self)},
+            "plan": self.plan.to_json(),
+            "metrics": dict(self.metrics),
+            "predicted": dict(self.predicted),
+            "cost": self.cost.to_json() if self.cost else None,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> VariantRecord:
+        """The inverse of `to_json`."""
+        cost = values.get("cost")
+        return from_mapping(
+            cls,
+            {
+                **values,
+                "plan": Plan.from_json(values["plan"]),
+                "cost": from_mapping(Cost, cost) if cost else None,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the outputs of the exported float file are from those of the torch model.
+
+    Attributes:
+        max_abs_error: largest absolute difference of any output entry.
+        max_rel_error: that, divided by the largest absolute value of the same output.
+        samples: how many inputs were compared.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is finally claimed of the exported file; every number was measured on it.
+
+    Ratios are reference / compressed for size, MACs, parameters and latency: above 1 is better.
+    The reference is exported the same way to the same target, in float32.
+    """
+
+    metric_name: str
+    metric: float
+    reference_metric: float
+    delta: float
+    within_delta: bool
+    latency_ratio: float
+    size_ratio: float
+    macs_ratio: float
+    params_ratio: float
+    latency_ms: float
+    reference_latency_ms: float
+    size_bytes: int
+    reference_size_bytes: int
+    macs: int
+    reference_macs: int
+    params: int
+    reference_params: int
+    parity: Parity | None
+    target: Mapping[str, Any] = field(default_factory=dict)
+    looks: int = 0
+    split: str = "test"
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Certificate:
+        """The inverse of `to_json`."""
+        parity = values.get("parity")
+        return from_mapping(
+            cls,
+            {
+                **values,
+                "parity": from_mapping(Parity, parity) if parity else None,
+                "notes": tuple(values.get("notes", ())),
+            },
+        )
+
+
+@dataclass
+class Result:
+    """Everything that came of a run.
+
+    Attributes:
+        model: the compressed model in torch, float weights; the reference's copy if nothing held.
+        certificate: what is claimed of the exported file.
+        variants: every variant that was made, oldest first.
+        frontier: those that no other beats in both cost and metric, cheapest first.
+        artifacts: what was written: "onnx" (the file to deploy), "onnx_float", "exported_program",
+            "torchscript", "model_dir".
+        plan: of the model.
+        lost: what could not be done with this model, and why.
+        info: versions, hardware, seed, seconds of each step.
+        reason: why the reference itself is the answer, or "".
+    """
+
+    model: Any
+    certificate: Certificate
+    variants: list[VariantRecord]
+    frontier: list[VariantRecord]
+    artifacts: Mapping[str, Path]
+    plan: Plan
+    lost: tuple[str, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    open_runtime: Callable[[], Any] | None = None
+
+    def runtime_model(self) -> Any:
+        """The deployed file in its runtime, as a module that is called like the model."""
+        assert self.open_runtime is not None
+        return self.open_runtime()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: all but the model. The schema's version is `schema_version`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "certificate": self.certificate.to_json(),
+            "plan": self.plan.to_json(),
+            "variants": [record.to_json() for record in self.variants],
+            "frontier": [record.id for record in self.frontier],
+            "artifacts": {name: str(path) for name, path in self.artifacts.items()},
+            "lost": list(self.lost),
+            "info": dict(self.info),
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(
+        cls, values: Mapping[str, Any], model: Any, open_runtime: Callable[[], Any]
+    ) -> Result:
+        """The inverse of `to_json`, with the model that it left out.
+
+        Raises:
+            StudyError: if a newer version of this package wrote it.
+        """
+        if values["schema_version"] > SCHEMA_VERSION:
+            raise StudyError(
+                f"result.json has schema version {values['schema_version']}, this package reads "
+                f"up to {SCHEMA_VERSION}. Upgrade it, or choose another run_dir."
+            )
+        variants = [VariantRecord.from_json(record) for record in values["variants"]]
+        by_id = {record.id: record for record in variants}
+        return cls(
+            model=model,
+            certificate=Certificate.from_json(values["certificate"]),
+            variants=variants,
+            frontier=[by_id[name] for name in values["frontier"]],
+            artifacts={name: Path(path) for name, path in values["artifacts"].items()},
+            plan=Plan.from_json(values["plan"]),
+            lost=tuple(values["lost"]),
+            info=values["info"],
+            reason=values["reason"],
+            open_runtime=open_runtime,
+        )

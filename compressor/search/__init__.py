@@ -1,0 +1,1 @@
+"""From choices to the best variant: sense, allocate, try, finish, certify."""

@@ -1,0 +1,107 @@
+"""What is finally claimed of the exported file, and when a claim means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from compressor.errors import ConfigError
+from compressor.result import Certificate, Cost, Parity, VariantRecord
+from compressor.search.search import Goal
+
+
+class Judged(Protocol):
+    """Metrics and cost of a deployed model."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The user's evaluation of it."""
+
+    @property
+    def cost(self) -> Cost:
+        """Measured on the target."""
+
+
+def check_delta(delta: float, key: str, reference: float, *, is_larger_better: bool) -> None:
+    """Refuse a delta that every model would keep.
+
+    Raises:
+        ConfigError: with the value to write instead.
+    """
+    if not is_larger_better or reference <= 0 or delta < reference:
+        return
+    likely = f"; for one percentage point write delta={delta / 100:g}" if reference <= 1 else ""
+    raise ConfigError(
+        f"delta={delta:g} accepts every model: the reference's {key!r} is {reference:.4g}. "
+        f"delta is an absolute drop on the metric's own scale{likely}."
+    )
+
+
+def make_certificate(
+    goal: Goal,
+    reference: Cost,
+    reference_metric: float,
+    judged: Judged,
+    *,
+    parity: Parity | None,
+    target: Mapping[str, Any],
+    looks: int,
+    split: str,
+    notes: Sequence[str],
+) -> Certificate:
+    """The claim about a deployed file.
+
+    Args:
+        goal: what counts.
+        reference: cost of the reference, exported to the same target in float32.
+        reference_metric: of the reference in torch, on `split`.
+        judged: the file to deploy.
+        parity: of the float file with the torch model.
+        target: where costs were measured.
+        looks: how many times `split` was evaluated in this run.
+        split: that the metric is of.
+        notes: what a reader must know besides.
+    """
+    metric, before, after = judged.metrics[goal.key], reference, judged.cost
+    change = reference_metric - metric
+    drop = change if goal.is_larger_better else -change
+    return Certificate(
+        metric_name=goal.key,
+        metric=metric,
+        reference_metric=reference_metric,
+        delta=goal.delta,
+        within_delta=drop <= goal.delta,
+        latency_ratio=before.latency_ms / after.latency_ms,
+        size_ratio=before.size_bytes / after.size_bytes,
+        macs_ratio=before.macs / max(after.macs, 1),
+        params_ratio=before.params / max(after.params, 1),
+        latency_ms=after.latency_ms,
+        reference_latency_ms=before.latency_ms,
+        size_bytes=after.size_bytes,
+        reference_size_bytes=before.size_bytes,
+        macs=after.macs,
+        reference_macs=before.macs,
+        params=after.params,
+        reference_params=before.params,
+        parity=parity,
+        target=dict(target),
+        looks=looks,
+        split=split,
+        notes=tuple(notes),
+    )
+
+
+def explain_nothing(goal: Goal, records: Sequence[VariantRecord]) -> str:
+    """Why the reference itself is the answer."""
+    done = [record for record in records if record.status == "done"]
+    if not records:
+        return "no technique offers anything on this model and target"
+    if not done:
+        return f"all {len(records)} variants failed; the last: {records[-1].reason}"
+    nearest = min(done, key=goal.drop)
+    return (
+        f"none of {len(done)} variants kept {goal.key!r} within {goal.delta:g} of "
+        f"{goal.reference:.4g}; "
+        f"the nearest, {nearest.id}, lost {goal.drop(nearest):.4g}. More epochs, more data or a "
+        "larger delta may help"
+    )

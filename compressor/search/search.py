@@ -1,0 +1,278 @@
+"""The search: short fine-tunes of a few plans, full ones of the most promising.
+
+It sees plans, records and numbers; models stay behind `Variants`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from compressor.errors import CompressorError
+from compressor.logs import get_logger
+from compressor.progress import Progress
+from compressor.result import Cost, Plan, VariantRecord
+from compressor.search.budget import Spending
+from compressor.search.strategy import DamageSearch, Proposal
+from compressor.search.variants import Variants
+
+logger = get_logger(__name__)
+
+PROMISING_DROP = 2.0  # of delta, after a short fine-tune: the full one wins back about half of it
+SEARCH_SHARE = 0.45  # of the time that is left goes into trials, the rest into finishing
+FINISH_SHARE = 0.75  # of what is then left goes into the first finalist, and so on
+MIN_EPOCH_SECONDS = 1e-3  # no division by zero where a test's epoch takes no time
+FINISHERS = 3  # finalists at most
+
+Decide = Callable[[str, Callable[[], int]], int]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What counts as good.
+
+    Attributes:
+        key: name of the metric.
+        reference: its value for the reference.
+        delta: drop that is tolerated, on the metric's scale.
+        is_larger_better: False for errors and losses.
+        resource: entry of `Cost` that is to be small.
+        limits: further entries of `Cost` with upper bounds.
+    """
+
+    key: str
+    reference: float
+    delta: float
+    is_larger_better: bool
+    resource: str
+    limits: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def delta_fraction(self) -> float:
+        """Delta as a fraction of the reference's metric."""
+        return self.delta / max(abs(self.reference), self.delta)
+
+    def drop(self, record: VariantRecord) -> float:
+        """How much worse than the reference; negative is better; infinite for a failed variant."""
+        if record.status != "done":
+            return math.inf
+        change = self.reference - record.metrics[self.key]
+        return change if self.is_larger_better else -change
+
+    def holds(self, record: VariantRecord) -> bool:
+        """Within delta."""
+        return self.drop(record) <= self.delta
+
+    def meets_limits(self, record: VariantRecord) -> bool:
+        """Within every bound of the budget."""
+        return record.cost is not None and all(
+            getattr(record.cost, name) <= bound for name, bound in self.limits
+        )
+
+    def value(self, cost: Cost) -> float:
+        """The objective."""
+        return float(getattr(cost, self.resource))
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent where.
+
+    Attributes:
+        trial_epochs: of each short fine-tune.
+        final_epochs: of each full one; None is as many as the minutes allow.
+    """
+
+    trial_epochs: int
+    final_epochs: int | None
+
+
+class Search:
+    """One run of the search."""
+
+    def __init__(
+        self,
+        goal: Goal,
+        strategy: DamageSearch,
+        variants: Variants,
+        spending: Spending,
+        effort: Effort,
+        *,
+        is_number: Callable[[str], bool],
+        decide: Decide,
+        progress: Progress,
+    ) -> None:
+        """Collect what the search works with.
+
+        Args:
+            goal: what counts as good.
+            strategy: proposes plans.
+            variants: makes them.
+            spending: minutes and trials.
+            effort: epochs; shortened where the minutes do not suffice.
+            is_number: whether a technique, by name, leaves structure and weights as they are.
+            decide: answers a question of time by name; asked again after a crash, it answers the
+                same.
+            progress: shows how far it is.
+        """
+        self.goal = goal
+        self.records: list[VariantRecord] = []
+        self._strategy = strategy
+        self._variants = variants
+        self._spending = spending
+        self._effort = effort
+        self._is_number = is_number
+        self._decide = decide
+        self._progress = progress
+
+    def run(self, numbers_only: Plan) -> VariantRecord | None:
+        """The best variant within delta; None if there is none.
+
+        Args:
+            numbers_only: the plan that changes numbers alone: no fine-tuning, judged first.
+        """
+        numbers = self._strategy.describe(numbers_only)
+        if numbers.cost < self._strategy.describe(Plan()).cost:
+            self._make_numbers(numbers)
+        promising = self._explore()
+        self._finish(promising)
+        return best_record(self.goal, self.records)
+
+    def _make_numbers(self, proposal: Proposal) -> None:
+        record = self._make(proposal, epochs=0)
+        if not self.goal.holds(record):
+            self._relax(record)
+
+    def _explore(self) -> list[tuple[Proposal, VariantRecord]]:
+        """Trials; those that may hold once they are finished, cheapest first."""
+        promising = []
+        deadline = self._spending.seconds + self._spending.seconds_left * SEARCH_SHARE
+        trials = self._spending.trials_left
+        with self._progress.task("search", total=trials) as advance:
+            while self._spending.trials_left > 0:
+                proposal = self._strategy.ask()
+                if proposal is None or not self._decide(
+                    f"try {proposal.plan.digest}", lambda: self._spending.seconds < deadline
+                ):
+                    break
+                self._spending.take_trial()
+                record = self._make(proposal, epochs=self._effort.trial_epochs)
+                drop, allowed = self.goal.drop(record), PROMISING_DROP * self.goal.delta
+                if drop <= allowed:
+                    promising.append((proposal, record))
+                self._strategy.tell(proposal, drop, allowed)
+                advance(1, self._sentence(record))
+        return sorted(promising, key=lambda item: item[0].cost)
+
+    def _finish(self, promising: Sequence[tuple[Proposal, VariantRecord]]) -> None:
+        """Fine-tune in full, cheapest plan first, until one is within delta."""
+        with self._progress.task("finish", total=None) as advance:
+            for proposal, trial in promising[:FINISHERS]:
+                best = best_record(self.goal, self.records)
+                if best and trial.cost and self._value(best) <= self.goal.value(trial.cost):
+                    return
+                epochs = self._decide(f"finish {trial.id}", partial(self._affordable, trial))
+                if epochs == 0:
+                    logger.info("no time is left to finish another variant")
+                    return
+                record = self._make(proposal, epochs=epochs, start=trial, is_final=True)
+                advance(1, self._sentence(record))
+                if not self.goal.holds(record):
+                    record = self._relax(record)
+                if self.goal.holds(record):
+                    return
+
+    def _relax(self, record: VariantRecord) -> VariantRecord:
+        """Leave the layers that quantization hurts most in float, as few as suffice."""
+        numbers = [choice for choice in record.plan if self._is_number(choice.technique)]
+        if record.status != "done" or not numbers:
+            return record
+        by_damage = sorted(
+            numbers, key=lambda c: self._strategy.describe(Plan((c,))).damage, reverse=True
+        )
+
+        def leave_out(count: int) -> VariantRecord:
+            left = {choice.key for choice in by_damage[:count]}
+            plan = Plan(tuple(choice for choice in record.plan if choice.key not in left))
+            return self._make(
+                self._strategy.describe(plan), epochs=0, start=record, is_final=record.is_final
+            )
+
+        best = leave_out(len(by_damage))
+        if not self.goal.holds(best):
+            return record
+        low, high = 0, len(by_damage)  # low fails, high holds
+        while high - low > 1:
+            middle = (low + high) // 2
+            candidate = leave_out(middle)
+            if self.goal.holds(candidate):
+                high, best = middle, candidate
+            else:
+                low = middle
+        return best
+
+    def _make(
+        self,
+        proposal: Proposal,
+        *,
+        epochs: int,
+        start: VariantRecord | None = None,
+        is_final: bool = False,
+    ) -> VariantRecord:
+        record = self._variants.make(
+            proposal.plan,
+            epochs=epochs,
+            predicted={"cost": proposal.cost, "damage": proposal.damage},
+            start=start,
+            is_final=is_final,
+        )
+        self.records.append(record)
+        logger.info("%s", self._sentence(record))
+        return record
+
+    def _affordable(self, trial: VariantRecord) -> int:
+        """As many epochs as the time left allows, judging by what the trial's took."""
+        wanted = math.inf if self._effort.final_epochs is None else self._effort.final_epochs
+        seconds = self._spending.seconds_left * FINISH_SHARE
+        per_epoch = trial.seconds / max(trial.epochs, 1)
+        return int(min(wanted, seconds / max(per_epoch, MIN_EPOCH_SECONDS)))
+
+    def _value(self, record: VariantRecord) -> float:
+        assert record.cost is not None
+        return self.goal.value(record.cost)
+
+    def _sentence(self, record: VariantRecord) -> str:
+        if record.cost is None:
+            return f"variant {record.id} failed: {record.reason}"
+        verdict = "within delta" if self.goal.holds(record) else "outside delta"
+        return (
+            f"variant {record.id}: {record.plan.describe()}; {self.goal.resource} "
+            f"{self._value(record):.4g}, {self.goal.key} {record.metrics[self.goal.key]:.4g} "
+            f"after {record.epochs} epochs, {verdict}"
+        )
+
+
+def best_record(goal: Goal, records: Sequence[VariantRecord]) -> VariantRecord | None:
+    """The cheapest within delta; of those that also meet the limits, if any does."""
+    within = [r for r in records if r.cost is not None and goal.holds(r)]
+    fitting = [r for r in within if goal.meets_limits(r)] or within
+    return min(fitting, key=lambda r: goal.value(_cost(r)), default=None)
+
+
+def frontier(goal: Goal, records: Sequence[VariantRecord]) -> list[VariantRecord]:
+    """The records that no other beats in both cost and metric, cheapest first."""
+    done = [r for r in records if r.cost is not None]
+    ordered = sorted(done, key=lambda r: (goal.value(_cost(r)), goal.drop(r)))
+    kept: list[VariantRecord] = []
+    for record in ordered:
+        if not kept or goal.drop(record) < goal.drop(kept[-1]):
+            kept.append(record)
+    return kept
+
+
+def _cost(record: VariantRecord) -> Cost:
+    if record.cost is None:
+        raise CompressorError(f"Variant {record.id} has no cost: {record.reason}.")
+    return record.cost

@@ -1,0 +1,57 @@
+"""The damage map: what each choice costs alone, measured once and kept on disk.
+
+Damages are kept under the digest of what they depend on (reference, data subset, way of
+measuring), so that a run with another budget, target or technique list measures only what is new.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from compressor.files import write_text
+from compressor.logs import get_logger
+from compressor.progress import Progress
+from compressor.result import Choice
+
+logger = get_logger(__name__)
+
+HOPELESS = 1e6  # stands for a choice whose outputs are not finite
+SAVE_EVERY = 20
+
+
+def sense(
+    choices: Sequence[Choice],
+    damage_of: Callable[[Choice], float],
+    *,
+    path: Path,
+    key: str,
+    progress: Progress,
+) -> dict[str, float]:
+    """Damage of every choice, by choice key; what `path` already knows is not measured again.
+
+    Args:
+        choices: what to measure.
+        damage_of: measures one choice applied alone; 0 is no damage, nan or inf is hopeless.
+        path: the map on disk, JSON.
+        key: digest of what damages depend on; maps under other keys stay as they are.
+        progress: shows how far it is.
+    """
+    maps: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    known = maps.setdefault(key, {})
+    missing = [choice for choice in choices if choice.key not in known]
+    if missing and len(missing) < len(choices):
+        logger.info("%d of %d damages are known already", len(choices) - len(missing), len(choices))
+    if not missing:
+        return {choice.key: known[choice.key] for choice in choices}
+    with progress.task("sense", total=len(missing)) as advance:
+        for count, choice in enumerate(missing, start=1):
+            damage = damage_of(choice)
+            known[choice.key] = damage if math.isfinite(damage) else HOPELESS
+            logger.debug("%s at %s, %s: %.5f", choice.technique, choice.site, choice.label, damage)
+            if count % SAVE_EVERY == 0 or count == len(missing):
+                write_text(path, json.dumps(maps))
+            advance()
+    return {choice.key: known[choice.key] for choice in choices}

@@ -1,0 +1,146 @@
+"""From choices to a problem for `allocate`: sites, damages, and each layer's cost in each state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+
+import numpy as np
+
+from compressor.result import Choice, Plan
+from compressor.search.allocate import Factor, Problem, Site
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What the choices have made of a layer.
+
+    Attributes:
+        inputs: channels or features that it takes.
+        outputs: channels or features that it makes.
+        bits: of its weights and activations; 32 is float.
+        is_removed: the layer is gone and costs nothing.
+    """
+
+    inputs: int
+    outputs: int
+    bits: int = FLOAT_BITS
+    is_removed: bool = False
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What one choice does to a layer; changes of several choices add up."""
+
+    inputs: int = 0
+    outputs: int = 0
+    bits: int | None = None
+    removes: bool = False
+
+    def applied_to(self, state: LayerState) -> LayerState:
+        """`state` after this change."""
+        return LayerState(
+            state.inputs + self.inputs,
+            state.outputs + self.outputs,
+            self.bits or state.bits,
+            state.is_removed or self.removes,
+        )
+
+
+Effects = Mapping[str, Mapping[str, LayerChange]]  # choice key -> layer -> change
+LayerCost = Callable[[str, LayerState], float]
+
+
+class Space:
+    """The choices of a run as one problem: what may be combined, at what damage and cost."""
+
+    def __init__(
+        self, choices: Sequence[Choice], effects: Effects, layers: Mapping[str, LayerState]
+    ) -> None:
+        """Group the choices by site.
+
+        Args:
+            choices: from all techniques.
+            effects: of each choice, by its key.
+            layers: every layer whose cost can change, as it is in the reference.
+        """
+        self.layers = layers
+        self.effects = effects
+        self.sites: dict[tuple[str, str], list[Choice]] = {}
+        for choice in choices:
+            self.sites.setdefault((choice.technique, choice.site), []).append(choice)
+        self._options: list[list[Choice | None]] = [[None, *c] for c in self.sites.values()]
+
+    def problem(
+        self,
+        damage: Mapping[str, float],
+        layer_cost: LayerCost,
+        limits: Sequence[tuple[LayerCost, float]] = (),
+    ) -> Problem:
+        """The problem with these damages (by choice key), cost, and (cost, bound) limits."""
+        sites = tuple(
+            Site(
+                ":".join(name),
+                (0.0, *(max(damage[choice.key], 0.0) for choice in self.sites[name])),
+            )
+            for name in self.sites
+        )
+        return Problem(
+            sites,
+            self._factors(layer_cost),
+            self._overrules(),
+            tuple((self._factors(cost), bound) for cost, bound in limits),
+        )
+
+    def plan(self, options: Sequence[int]) -> Plan:
+        """The plan that takes option `options[i]` at site i."""
+        taken = [self._options[i][option] for i, option in enumerate(options)]
+        return Plan(tuple(choice for choice in taken if choice is not None))
+
+    def options(self, plan: Plan) -> list[int]:
+        """The inverse of `plan`, for plans made of this space's choices."""
+        keys = {choice.key for choice in plan}
+        return [
+            next((o for o, c in enumerate(options) if c is not None and c.key in keys), 0)
+            for options in self._options
+        ]
+
+    def _factors(self, layer_cost: LayerCost) -> tuple[Factor, ...]:
+        return tuple(self._factor(layer, layer_cost) for layer in self.layers)
+
+    def _factor(self, layer: str, layer_cost: LayerCost) -> Factor:
+        sites = tuple(i for i in range(len(self._options)) if self._touches(i, layer))
+        tables = [self._options[i] for i in sites]
+        costs = [layer_cost(layer, self._state(layer, taken)) for taken in product(*tables)]
+        return Factor(sites, np.array(costs).reshape([len(table) for table in tables]))
+
+    def _state(self, layer: str, taken: Sequence[Choice | None]) -> LayerState:
+        changes = [self.effects[c.key][layer] for c in taken if c and layer in self.effects[c.key]]
+        return reduce(lambda state, change: change.applied_to(state), changes, self.layers[layer])
+
+    def _touches(self, site: int, layer: str) -> bool:
+        return any(choice and layer in self.effects[choice.key] for choice in self._options[site])
+
+    def _overrules(self) -> tuple[tuple[int, int], ...]:
+        """A site that removes every layer that another one acts on leaves it nothing to do."""
+        removed = [self._layers(i, removed_only=True) for i in range(len(self._options))]
+        touched = [self._layers(i, removed_only=False) for i in range(len(self._options))]
+        return tuple(
+            (i, j)
+            for i, gone in enumerate(removed)
+            for j, layers in enumerate(touched)
+            if i != j and gone and layers and layers <= gone
+        )
+
+    def _layers(self, site: int, *, removed_only: bool) -> set[str]:
+        return {
+            layer
+            for choice in self._options[site]
+            if choice
+            for layer, change in self.effects[choice.key].items()
+            if change.removes or not removed_only
+        }

@@ -1,0 +1,159 @@
+"""A compressed model in a folder: structure.json and model.safetensors. No pickle.
+
+The structure is the difference from the reference; any instance of the reference's class, trained
+or not, gets the model back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from compressor.errors import CheckpointError
+from compressor.result import digest
+from compressor.structure.describe import diff, rebuild
+
+STRUCTURE_FILE = "structure.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = 1
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str], *, reference: nn.Module) -> Path:
+    """Write `model`, compressed from `reference`, into `folder`, which is made if it is not there.
+
+    Each file is whole or absent after a crash, and the structure, written last, holds the checksum
+    of the weights: a mixture of two saves is refused by `load`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: if the model has something that cannot be described.
+        CheckpointError: if its state dict holds something that is not a tensor.
+    """
+    folder = Path(folder)
+    structure = diff(reference, model)
+    tensors, aliases = _distinct_tensors(model)
+    weights = safetensors.torch.save(tensors)
+    document = {
+        "format": FORMAT,
+        "reference": _fingerprint(reference),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "aliases": aliases,
+        "difference": structure,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS_FILE, weights)
+    _write(folder / STRUCTURE_FILE, json.dumps(document, indent=1).encode())
+    return folder
+
+
+def load(folder: str | os.PathLike[str], reference: nn.Module) -> nn.Module:
+    """The model that `save` wrote, on the device of `reference`, in eval mode. See `save`.
+
+    Args:
+        folder: written by `save`.
+        reference: an instance of the reference's class with its sizes; its weights do not matter.
+
+    Raises:
+        CheckpointError: if a file is missing, truncated or altered, or of another reference.
+    """
+    document = _read_structure(Path(folder) / STRUCTURE_FILE)
+    mine = _fingerprint(reference)
+    if document["reference"] != mine:
+        raise CheckpointError(
+            f"{folder} was compressed from {document['reference']}, and the reference given is "
+            f"{mine}. Give an instance of the same class and sizes."
+        )
+    tensors = _read_weights(Path(folder) / WEIGHTS_FILE, document["weights_sha256"])
+    for alias, name in document["aliases"].items():
+        tensors[alias] = tensors[name]
+    model = rebuild(reference, document["difference"])
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The weights in {folder} do not fit the structure beside them: {error} "
+            "Save the model again."
+        ) from error
+    return model.eval()
+
+
+def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict with each tensor once, and the other names of those that have several."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"The state dict has {name!r}, a {type(value).__name__}; only tensors are saved. "
+                "Remove its `get_extra_state`, or keep the state in a buffer."
+            )
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride(), value.device)
+        first = first_name.setdefault(key, name) if value.numel() else name
+        if first == name:
+            tensors[name] = value.detach().cpu().contiguous().clone()
+        else:
+            aliases[name] = first
+    return tensors, aliases
+
+
+def _fingerprint(reference: nn.Module) -> str:
+    """Class and structure of a model, its values left out."""
+    shapes = {name: list(value.shape) for name, value in reference.named_parameters()}
+    return f"{type(reference).__qualname__}-{digest(shapes)}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or not there, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, Ctrl-C: leave nothing behind
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read_structure(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        complete = {"format", "reference", "weights_sha256", "aliases", "difference"} <= set(
+            document
+        )
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing. Give the folder that `save` wrote.") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is truncated or altered: {error}. Save it again.") from error
+    if not complete or document["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a structure of format {FORMAT}. Read it with the version that wrote it."
+        )
+    return dict(document)
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing. Give the folder that `save` wrote.") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointError(
+            f"{path} is truncated or altered: its checksum is not the one in {STRUCTURE_FILE}. "
+            "Save the model again, or restore both files from one copy."
+        )
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}.") from error

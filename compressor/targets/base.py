@@ -1,0 +1,152 @@
+"""A target: where the compressed model will run, and where it is therefore measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from compressor.errors import ConfigError
+from compressor.interfaces.device import Device
+from compressor.interfaces.inputs import ModelInputs
+from compressor.profiling.latency import Call, Timing, interleave
+from compressor.targets.layer_latencies import LayerLatencies
+
+Layer = _ConvNd | nn.Linear
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A model as it runs on a target.
+
+    Attributes:
+        module: called like the model, on the target's device.
+        size_bytes: of the file to deploy.
+        files: what was written, by kind: "onnx" is the file to deploy, "onnx_float" its float form.
+        notes: what a person should know of how it was made.
+    """
+
+    module: nn.Module
+    size_bytes: int
+    files: Mapping[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Target(ABC):
+    """A runtime with a device, a number of threads and a batch size.
+
+    Args:
+        device: "cpu" or "cuda".
+        threads: of one call on a CPU.
+        batch_size: of the calls that are timed; what is deployed takes any.
+        cache_path: a JSON file for what `layer_latency_ms` measures; None keeps it in memory.
+
+    Raises:
+        ConfigError: if the runtime does not run on such a device, or a number is below 1.
+        DeviceError: if this machine does not have the device.
+    """
+
+    name: ClassVar[str]
+    devices: ClassVar[tuple[str, ...]]
+    supports_int8: ClassVar[bool]
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        threads: int = 1,
+        batch_size: int = 1,
+        cache_path: Path | None = None,
+    ) -> None:
+        if device not in self.devices:
+            raise ConfigError(
+                f"The target runtime {self.name!r} does not run on device {device!r}. "
+                f"Write one of {', '.join(self.devices)}, or choose another runtime."
+            )
+        for option, value in (("threads", threads), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"target: {option}={value} is below 1. Write 1 or more.")
+        Device.of(device).check_available()
+        self.device = torch.device(device)
+        self.threads = threads
+        self.batch_size = batch_size
+        self._latencies = LayerLatencies(cache_path)
+
+    @abstractmethod
+    def deploy(
+        self,
+        model: nn.Module,
+        inputs: ModelInputs,
+        folder: Path,
+        *,
+        int8_layers: frozenset[str] | None = None,
+        calibration: Iterable[ModelInputs] | None = None,
+    ) -> Deployed:
+        """Make `model` what it is on this target; `model` itself is not changed.
+
+        Args:
+            model: in float, on any device.
+            inputs: of one call.
+            folder: for files; made if it is missing.
+            int8_layers: names of the layers to quantize; None or empty is float.
+            calibration: inputs to quantize by; asked for one after another.
+
+        Raises:
+            ConfigError: if int8 is asked of a target without it.
+            DataError: if int8 is asked for and there is nothing to calibrate on.
+            ExportError: if the model cannot be written for the runtime.
+            ModelError: if the model cannot be copied.
+        """
+
+    def measure(self, modules: Mapping[str, nn.Module], inputs: ModelInputs) -> dict[str, Timing]:
+        """Time deployed `modules` in turn, at this target's threads and batch size."""
+        inputs = inputs.with_batch(self.batch_size)
+        with ExitStack() as stack:
+            calls = {
+                name: stack.enter_context(self._call(module, inputs))
+                for name, module in modules.items()
+            }
+            return interleave(calls, device=self.device)
+
+    def layer_latency_ms(self, layer: nn.Module, input_shape: Sequence[int], int8: bool) -> float:
+        """Time that `layer` alone takes here; measured once for each kind and shape.
+
+        Args:
+            layer: a convolution or linear layer; 0.0 for any other, and for one that the runtime
+                merges into its neighbours.
+            input_shape: of its input in the model, batch first: (N, in, H, W), (N, in), (N, L, in).
+            int8: whether it is quantized.
+
+        Raises:
+            ConfigError: if int8 is asked of a target without it.
+        """
+        self._require_int8(int8)
+        if not isinstance(layer, (_ConvNd, nn.Linear)) or not input_shape:
+            return 0.0
+        key = f"{self._signature()} {'int8' if int8 else 'float'} {layer} {tuple(input_shape)}"
+        return self._latencies.get(key, lambda: self._time_layer(layer, tuple(input_shape), int8))
+
+    def _require_int8(self, int8: bool) -> None:
+        if int8 and not self.supports_int8:
+            raise ConfigError(
+                f"The target runtime {self.name!r} does not run int8. "
+                "Write target: {'runtime': 'onnxruntime', 'device': 'cpu'}, or do not quantize."
+            )
+
+    def _signature(self) -> str:
+        """What a layer's time depends on besides the layer."""
+        return f"{self.name} {self.device.type} threads={self.threads}"
+
+    @abstractmethod
+    def _call(self, module: nn.Module, inputs: ModelInputs) -> AbstractContextManager[Call]:
+        """One call of a deployed module, ready to be timed."""
+
+    @abstractmethod
+    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
+        """Milliseconds."""

@@ -1,0 +1,55 @@
+"""Plain torch as a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressor.interfaces.inputs import ModelInputs
+from compressor.profiling.latency import Call, eager_call, interleave
+from compressor.profiling.profile import state_size_bytes
+from compressor.structure.trace import copy_model
+from compressor.targets.base import Deployed, Layer, Target
+
+
+class EagerTarget(Target):
+    """The model as it is, in torch; on CUDA timed with a full queue."""
+
+    name = "eager"
+    devices = ("cpu", "cuda")
+    supports_int8 = False
+
+    def deploy(
+        self,
+        model: nn.Module,
+        inputs: ModelInputs,
+        folder: Path,
+        *,
+        int8_layers: frozenset[str] | None = None,
+        calibration: Iterable[ModelInputs] | None = None,
+    ) -> Deployed:
+        """A copy of `model` on the target's device, in evaluation mode; no file is written."""
+        self._require_int8(bool(int8_layers))
+        module = copy_model(model).to(self.device).eval()
+        return Deployed(module, state_size_bytes(module))
+
+    def _call(self, module: nn.Module, inputs: ModelInputs) -> AbstractContextManager[Call]:
+        return eager_call(module, inputs, threads=self.threads)
+
+    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
+        return time_eager_layer(layer, input_shape, self.device, self.threads)
+
+
+def time_eager_layer(
+    layer: Layer, input_shape: tuple[int, ...], device: torch.device, threads: int
+) -> float:
+    """Milliseconds of one call of a copy of `layer` on `device`, alone."""
+    module = copy_model(layer).to(device)
+    inputs = ModelInputs((torch.zeros(input_shape, dtype=layer.weight.dtype),))
+    with eager_call(module, inputs, threads=threads) as call:
+        timing = interleave({"layer": call}, rounds=5, block_ms=5, warmup_ms=10, device=device)
+    return timing["layer"].median_ms

@@ -1,0 +1,1 @@
+"""Tiny models and contracts, shipped so that others can test their own techniques."""

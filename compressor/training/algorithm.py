@@ -1,0 +1,73 @@
+"""What can be plugged into training: algorithms change the state, callbacks read it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from compressor.training.clock import Window
+from compressor.training.events import Event
+
+if TYPE_CHECKING:
+    from compressor.structure.surgery import Edit
+    from compressor.training.state import State
+
+
+class Listener(ABC):
+    """The half that algorithms and callbacks share. Subclass `Algorithm` or `Callback`.
+
+    Everything has a default on the class, so a subclass may leave `super().__init__()` out.
+
+    Attributes:
+        events: when `on` is called.
+        key: unique among the listeners of a trainer; names the state in a checkpoint. The class's
+            name unless set.
+        before: keys of listeners that come later at every event; unknown ones do not matter.
+        after: keys of listeners that come earlier.
+    """
+
+    events: Collection[Event] = frozenset()
+    key: str = ""
+    before: Collection[str] = ()
+    after: Collection[str] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "key" not in vars(cls):
+            cls.key = cls.__name__
+
+    @abstractmethod
+    def on(self, event: Event, state: State) -> None:
+        """Act at `event`, one of `events`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs: tensors, numbers, strings, None in lists and dicts."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        del saved
+
+    def close(self) -> None:
+        """Let go of what FIT_START took. Called after every fit, also after a failed one."""
+        return
+
+
+class Algorithm(Listener):
+    """Changes how a model is trained.
+
+    Attributes:
+        window: when it acts; None is always. SETUP, FIT_START, FIT_END, CHECKPOINT and the
+            evaluation's events come to it in any case.
+    """
+
+    window: Window | None = None
+
+    def rebind(self, edit: Edit, state: State) -> None:
+        """Follow a change of the parameters, for those who hold averages or masks of them."""
+        del edit, state
+
+
+class Callback(Listener):
+    """Watches training. It may end it (`state.stop`) and changes nothing else."""

@@ -1,0 +1,164 @@
+"""How far training is, and how far it shall go."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from compressor.errors import ConfigError
+
+NUMBER_AND_UNIT = re.compile(r"([0-9.]+(?:e[0-9]+)?)(ep|ba|sp|dur)")
+
+
+class Unit(Enum):
+    """What a duration counts."""
+
+    EPOCH = "ep"
+    BATCH = "ba"
+    SAMPLE = "sp"
+    FRACTION = "dur"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training, or the moment when so much of it has passed.
+
+    >>> Duration.parse("1e3ba"), str(Duration.parse(2))
+    (Duration(value=1000.0, unit=<Unit.BATCH: 'ba'>), '2ep')
+    """
+
+    value: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, value: DurationLike) -> Duration:
+        """`'10ep'` epochs, `'500ba'` batches, `'1e6sp'` samples, `'0.5dur'` of all; int: epochs.
+
+        Raises:
+            ConfigError: if `value` is none of these.
+        """
+        if isinstance(value, Duration):
+            return value
+        text = f"{value}ep" if isinstance(value, int) else str(value).strip().lower()
+        match = NUMBER_AND_UNIT.fullmatch(text)
+        number = _to_float(match[1]) if match else None
+        if match is None or number is None:
+            raise ConfigError(
+                f"{value!r} is not a duration. Write a number and a unit: '10ep' for epochs, "
+                "'500ba' for batches, '1e6sp' for samples, '0.5dur' for a part of the whole."
+            )
+        unit = Unit(match[2])
+        if unit is Unit.FRACTION and number > 1:
+            raise ConfigError(f"{value!r} is more than the whole. Write 0 to 1 before 'dur'.")
+        if unit is not Unit.FRACTION and not number.is_integer():
+            raise ConfigError(f"{value!r} is not a whole number of {unit.name.lower()}s. Round it.")
+        return cls(number, unit)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}{self.unit.value}"
+
+
+DurationLike: TypeAlias = "Duration | str | int"
+
+
+def parse_total(value: DurationLike) -> Duration:
+    """A length that does not refer to another: `Duration.parse` without `'dur'`.
+
+    Raises:
+        ConfigError: if `value` is not such a length.
+    """
+    total = Duration.parse(value)
+    if total.unit is Unit.FRACTION:
+        raise ConfigError(f"{value!r} of what? Give the whole in 'ep', 'ba' or 'sp'.")
+    return total
+
+
+@dataclass
+class Clock:
+    """What has been trained so far.
+
+    Attributes:
+        epoch: finished epochs; a partial last one of a fit counts.
+        batch: finished batches.
+        sample: samples in them.
+        batch_in_epoch: finished batches of the present epoch.
+        batches_per_epoch: None when the loader does not know.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    sample: int = 0
+    batch_in_epoch: int = 0
+    batches_per_epoch: int | None = None
+
+    def advance(self, samples: int) -> None:
+        """One more batch, of `samples` samples."""
+        self.batch += 1
+        self.batch_in_epoch += 1
+        self.sample += samples
+
+    def end_epoch(self) -> None:
+        """The present epoch is over."""
+        self.epoch += 1
+        self.batch_in_epoch = 0
+
+    def now(self, unit: Unit) -> int:
+        """What is finished, in whole epochs, batches or samples."""
+        if unit is Unit.BATCH:
+            return self.batch
+        return self.sample if unit is Unit.SAMPLE else self.epoch
+
+    def fraction_of(self, total: Duration) -> float:
+        """The part of `total` that has passed, 0 to 1; smooth within an epoch of known length."""
+        passed: float = self.now(total.unit)
+        if total.unit is Unit.EPOCH and self.batches_per_epoch:
+            passed += min(1.0, self.batch_in_epoch / self.batches_per_epoch)
+        return min(1.0, passed / total.value) if total.value else 1.0
+
+    def has_reached(self, moment: Duration, total: Duration) -> bool:
+        """Whether `moment`, of a training that lasts `total`, has come."""
+        if moment.unit is Unit.FRACTION:
+            return self.fraction_of(total) >= moment.value
+        return self.now(moment.unit) >= moment.value
+
+    def state_dict(self) -> dict[str, int | None]:
+        """The counts."""
+        return asdict(self)
+
+    def load_state_dict(self, saved: dict[str, int | None]) -> None:
+        """Set the counts; the length of an epoch is the loader's, not the file's."""
+        for name in ("epoch", "batch", "sample", "batch_in_epoch"):
+            setattr(self, name, saved[name])
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of training, such as `Window.parse("0.1dur", "0.9dur")`: the end is outside."""
+
+    start: Duration
+    end: Duration
+
+    @classmethod
+    def parse(cls, start: DurationLike = "0dur", end: DurationLike = "1dur") -> Window:
+        """From two moments.
+
+        Raises:
+            ConfigError: if one is not a duration.
+        """
+        return cls(Duration.parse(start), Duration.parse(end))
+
+    def contains(self, clock: Clock, total: Duration) -> bool:
+        """Whether it is open. The end of the whole, `'1dur'`, closes no window."""
+        if not clock.has_reached(self.start, total):
+            return False
+        is_to_the_end = self.end.unit is Unit.FRACTION and self.end.value == 1
+        return is_to_the_end or not clock.has_reached(self.end, total)
+
+
+def _to_float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # "1.2.3"
+        return None

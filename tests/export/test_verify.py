@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ExportError
+from compressor.export.verify import parity
+from compressor.interfaces.inputs import ModelInputs
+
+INPUTS = ModelInputs((torch.tensor([[1.0, -2.0], [4.0, 3.0]]),))
+
+
+def test_errors_are_absolute_and_relative_to_the_largest_output() -> None:
+    found = parity(nn.Identity(), lambda x: x + torch.tensor([0.0, 0.5]), INPUTS)
+    assert (found.max_abs_error, found.max_rel_error, found.samples) == (0.5, 0.125, 2)
+
+
+def test_the_model_is_compared_in_evaluation_mode_and_has_its_mode_back() -> None:
+    model = nn.Dropout(0.9)
+    assert parity(model, nn.Identity(), INPUTS).max_abs_error == 0
+    assert model.training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_an_error(value: float) -> None:
+    with pytest.raises(ExportError, match="not finite"):
+        parity(nn.Identity(), lambda x: x * value, INPUTS)
+
+
+def test_another_shape_is_an_error() -> None:
+    def wrong(x: Tensor) -> Tensor:
+        return x.flatten()
+
+    with pytest.raises(ExportError, match=r"shapes \[\(4,\)\], the model \[\(2, 2\)\]"):
+        parity(nn.Identity(), wrong, INPUTS)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from compressor.errors import ConfigError, DeviceError
+from compressor.interfaces.device import Device
+
+
+@pytest.mark.parametrize("value", ["GPU", "gpu", "cuda", "CUDA:0", torch.device("cuda", 1)])
+def test_every_spelling_of_the_gpu(value: Any) -> None:
+    assert Device.of(value) is Device.GPU
+    assert Device(value) is Device.GPU
+
+
+@pytest.mark.parametrize("value", ["CPU", "cpu", torch.device("cpu"), Device.CPU])
+def test_every_spelling_of_the_cpu(value: Any) -> None:
+    assert Device.of(value) is Device.CPU
+    assert Device(value) is Device.CPU
+
+
+@pytest.mark.parametrize("value", ["tpu", "cudas", 0, None])
+def test_another_device_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match="Write 'CPU' or 'GPU'"):
+        Device.of(value)
+
+
+def test_the_device_of_torch() -> None:
+    assert Device.GPU.torch_device == torch.device("cuda")
+    assert Device.CPU.torch_device == torch.device("cpu")
+
+
+def test_a_missing_gpu_is_an_error_and_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Device.CPU.check_available()
+    with pytest.raises(DeviceError, match=r"finds no CUDA device. Write device='CPU'"):
+        Device.GPU.check_available()

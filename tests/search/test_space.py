@@ -1,0 +1,72 @@
+"""Choices to a problem and back."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from compressor.result import Choice, Plan
+from compressor.search.allocate import Problem, least_cost
+from compressor.search.space import LayerChange, LayerState, Space
+
+LAYERS = {"a": LayerState(3, 8), "b": LayerState(8, 8), "c": LayerState(8, 2)}
+NARROW = Choice("channel_pruning", "a", {"kept": [0, 1, 2, 3]})
+NARROWER = Choice("channel_pruning", "a", {"kept": [0, 1]})
+REMOVE = Choice("block_removal", "b", {"removed": True})
+INT8 = {layer: Choice("static_int8", layer, {"bits": 8}) for layer in LAYERS}
+CHOICES = [NARROW, NARROWER, REMOVE, *INT8.values()]
+EFFECTS = {
+    NARROW.key: {"a": LayerChange(outputs=-4), "b": LayerChange(inputs=-4)},
+    NARROWER.key: {"a": LayerChange(outputs=-6), "b": LayerChange(inputs=-6)},
+    REMOVE.key: {"b": LayerChange(removes=True)},
+    **{choice.key: {layer: LayerChange(bits=8)} for layer, choice in INT8.items()},
+}
+
+
+def weight_bits(_: str, state: LayerState) -> float:
+    return 0.0 if state.is_removed else float(state.inputs * state.outputs * state.bits)
+
+
+def make() -> tuple[Space, Problem]:
+    space = Space(CHOICES, EFFECTS, LAYERS)
+    damage = {choice.key: 0.1 * (i + 1) for i, choice in enumerate(CHOICES)}
+    return space, space.problem(damage, weight_bits)
+
+
+def test_cost_of_a_combination_is_that_of_the_layers_it_leaves() -> None:
+    space, problem = make()
+    plan = Plan((NARROW, INT8["b"]))
+    by_hand = 3 * 4 * 32 + 4 * 8 * 8 + 8 * 2 * 32
+    assert problem.cost(space.options(plan)) == by_hand
+
+
+def test_a_removed_layer_costs_nothing_whatever_else_is_chosen() -> None:
+    space, problem = make()
+    assert problem.cost(space.options(Plan((REMOVE,)))) == (3 * 8 + 8 * 2) * 32
+
+
+def test_plans_and_options_are_each_others_inverse() -> None:
+    space, problem = make()
+    for options in itertools.product(*[range(len(site.damage)) for site in problem.sites]):
+        assert space.options(space.plan(options)) == list(options)
+
+
+def test_a_removed_layer_is_not_quantized_as_well() -> None:
+    _, problem = make()
+    names = [site.name for site in problem.sites]
+    removal, inner = names.index("block_removal:b"), names.index("static_int8:b")
+    assert (removal, inner) in problem.overrules
+    assert (removal, names.index("static_int8:a")) not in problem.overrules
+
+
+def test_within_a_damage_the_largest_saving_is_taken() -> None:
+    space, problem = make()
+    options = least_cost(problem, damage_limit=0.2)
+    assert options is not None
+    assert space.plan(options) == Plan((NARROWER,))
+
+
+def test_negative_damage_counts_as_none() -> None:
+    space = Space([REMOVE], {REMOVE.key: EFFECTS[REMOVE.key]}, LAYERS)
+    assert space.problem({REMOVE.key: -0.5}, weight_bits).sites[0].damage == pytest.approx((0, 0))

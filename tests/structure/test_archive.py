@@ -1,0 +1,153 @@
+"""What is saved comes back bit-equal; what is damaged is refused with what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import compressor.structure.archive as archive
+from compressor.errors import CheckpointError
+from compressor.interfaces.inputs import ModelInputs
+from compressor.structure import surgery
+from compressor.structure.archive import load, save
+from compressor.structure.channels import find_groups
+from compressor.structure.surgery import Skip
+from compressor.structure.trace import copy_model
+from compressor.testing.models import CifarResNet, TiedModel, TinyMLP
+
+
+def compressed(reference: nn.Module) -> nn.Module:
+    model = copy_model(reference)
+    surgery.replace(model, "layer3.1", Skip())
+    surgery.slice_parameter(model, "linear.weight", 0, range(5))
+    surgery.slice_parameter(model, "linear.bias", 0, range(5))
+    model.linear.out_features = 5
+    return model.eval()
+
+
+def test_a_saved_model_comes_back_on_an_untrained_reference(tmp_path: Path) -> None:
+    model, x = compressed(CifarResNet(14)), torch.randn(2, 3, 32, 32)
+    save(model, tmp_path / "new" / "folder", reference=CifarResNet(14))
+    loaded = load(tmp_path / "new" / "folder", CifarResNet(14))
+    assert torch.equal(loaded(x), model(x))
+    assert type(loaded) is CifarResNet
+    assert loaded.linear.out_features == 5
+
+
+def test_the_folder_holds_two_files_and_no_pickle(tmp_path: Path) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "structure.json"]
+    assert json.loads((tmp_path / "structure.json").read_text())["format"] == 1
+
+
+def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path: Path) -> None:
+    model = TiedModel().eval()
+    save(model, tmp_path, reference=TiedModel())
+    loaded = load(tmp_path, TiedModel())
+    assert loaded.head.weight is loaded.embedding.weight
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    stored = (tmp_path / "model.safetensors").stat().st_size
+    assert stored < 4 * sum(p.numel() for p in model.parameters()) + 1000
+
+
+def test_saving_again_replaces_the_first(tmp_path: Path) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    model = TinyMLP()
+    save(model, tmp_path, reference=TinyMLP())
+    assert torch.equal(load(tmp_path, TinyMLP()).fc1.weight, model.fc1.weight)
+
+
+@pytest.mark.parametrize("name", ["structure.json", "model.safetensors"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        load(tmp_path, TinyMLP())
+
+
+@pytest.mark.parametrize("name", ["structure.json", "model.safetensors"])
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=rf"{name} is truncated or altered"):
+        load(tmp_path, TinyMLP())
+
+
+def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        load(tmp_path, TinyMLP())
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "3", '{"format": 99}'])
+def test_another_json_is_refused(tmp_path: Path, text: str) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    (tmp_path / "structure.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"structure\.json"):
+        load(tmp_path, TinyMLP())
+
+
+@pytest.mark.parametrize("other", [CifarResNet(8), TinyMLP(hidden=16)])
+def test_another_reference_is_refused(tmp_path: Path, other: nn.Module) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    with pytest.raises(CheckpointError, match="was compressed from TinyMLP"):
+        load(tmp_path, other)
+
+
+def test_a_full_disk_leaves_the_old_files_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TinyMLP()
+    save(model, tmp_path, reference=TinyMLP())
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archive.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(TinyMLP(), tmp_path, reference=TinyMLP())
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "structure.json"]
+    assert torch.equal(load(tmp_path, TinyMLP()).fc1.weight, model.fc1.weight)
+
+
+def test_files_are_as_readable_as_the_user_wants(tmp_path: Path) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    (tmp_path / "plain").touch()
+    mode = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == mode
+
+
+def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    class Stateful(TinyMLP):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"step": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    with pytest.raises(CheckpointError, match="_extra_state"):
+        save(Stateful(), tmp_path, reference=Stateful())
+
+
+@pytest.mark.skipif("COMPRESSOR_DATA" not in os.environ, reason="needs COMPRESSOR_DATA")
+@pytest.mark.slow
+def test_real_weights_survive_pruning_and_saving(tmp_path: Path) -> None:
+    reference = CifarResNet(20)
+    weights = Path(os.environ["COMPRESSOR_DATA"]) / "cifar10_resnet20.pt"
+    reference.load_state_dict(torch.load(weights, weights_only=True))
+    model, x = copy_model(reference.eval()), torch.randn(2, 3, 32, 32)
+    found = find_groups(model, ModelInputs((x,)))
+    assert len(found.groups) == 9
+    surgery.keep_many(model, [(group, range(group.size // 2)) for group in found.groups])
+    save(model, tmp_path, reference=reference)
+    assert torch.equal(load(tmp_path, CifarResNet(20))(x), model(x))

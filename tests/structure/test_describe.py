@@ -1,0 +1,238 @@
+"""Difference and reference give the model back, whatever was done to it; or an error at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.errors import CheckpointError, ModelError
+from compressor.structure import surgery
+from compressor.structure.describe import diff, rebuild
+from compressor.structure.groups import ChannelGroup, Member
+from compressor.structure.surgery import Skip
+from compressor.structure.trace import copy_model
+from compressor.testing.models import (
+    CifarResNet,
+    TiedModel,
+    TinyMLP,
+    TinyResNet,
+    TinyTransformer,
+)
+
+
+def through_json(reference: nn.Module, model: nn.Module) -> nn.Module:
+    """`model` as it comes back from the text of its difference, its weights loaded strictly."""
+    rebuilt = rebuild(reference, json.loads(json.dumps(diff(reference, model))))
+    rebuilt.load_state_dict(model.state_dict(), strict=True)
+    return rebuilt.train(model.training)
+
+
+def assert_same(first: nn.Module, second: nn.Module) -> None:
+    assert repr(first) == repr(second)
+    flags = [(name, p.requires_grad, p.dtype) for name, p in first.named_parameters()]
+    assert flags == [(name, p.requires_grad, p.dtype) for name, p in second.named_parameters()]
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def narrow(model: nn.Module, *members: tuple[str, str, int]) -> None:
+    made = tuple(
+        Member(module, side, tuple((i,) for i in range(size)), size)  # type: ignore[arg-type]
+        for module, side, size in members
+    )
+    size = members[0][2]
+    surgery.keep_channels(model, ChannelGroup("g", size, made), range(0, size, 2))
+
+
+def narrow_block(model: nn.Module) -> None:
+    block = "layer1.0"
+    narrow(model, *((f"{block}.{name}", side, 16) for name, side in INNER))
+
+
+INNER = [("conv1", "out"), ("bn1", "out"), ("conv2", "in")]
+
+EDITS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object]]] = {
+    "nothing": (TinyMLP, lambda m: None),
+    "conv and batch norm": (TinyResNet, narrow_block),
+    "a lambda in every block": (lambda: CifarResNet(14), narrow_block),
+    "a block is skipped": (
+        lambda: CifarResNet(14),
+        lambda m: surgery.replace(m, "layer2.1", Skip()),
+    ),
+    "linear": (TinyMLP, lambda m: narrow(m, ("fc1", "out", 32), ("fc2", "in", 32))),
+    "layer norm": (TinyTransformer, lambda m: narrow(m, ("norm", "out", 16), ("head", "in", 16))),
+    "a layer becomes two": (
+        TinyMLP,
+        lambda m: surgery.replace(
+            m, "fc2", nn.Sequential(nn.Linear(32, 4, bias=False), nn.Linear(4, 32))
+        ),
+    ),
+    "a bias is dropped": (TinyMLP, lambda m: surgery.set_tensor(m, "fc1.bias", None)),
+    "a module is removed": (TinyMLP, lambda m: surgery.remove(m, "fc3")),
+    "a layer is frozen": (TinyMLP, lambda m: m.fc1.requires_grad_(False)),
+    "half precision": (TinyMLP, lambda m: m.half()),
+    "a batch norm forgets": (
+        TinyResNet,
+        lambda m: surgery.replace(m, "bn1", nn.BatchNorm2d(16, track_running_stats=False)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "edit"), EDITS.values(), ids=EDITS)
+def test_difference_and_weights_give_the_model_back(
+    make: Callable[[], nn.Module], edit: Callable[[nn.Module], object]
+) -> None:
+    reference = make()
+    model = copy_model(reference)
+    edit(model)
+    assert_same(through_json(make(), model), model)
+
+
+def test_a_rebuilt_model_computes_the_same() -> None:
+    reference, x = CifarResNet(14).eval(), torch.randn(2, 3, 32, 32)
+    model = copy_model(reference)
+    narrow_block(model)
+    surgery.replace(model, "layer3.1", Skip())
+    assert torch.equal(through_json(reference, model)(x), model(x))
+
+
+def test_only_what_differs_is_described() -> None:
+    reference = TinyMLP()
+    model = copy_model(reference)
+    narrow(model, ("fc1", "out", 32), ("fc2", "in", 32))
+    described = diff(reference, model)
+    assert described["changed"]["fc2"] == {
+        "attributes": {"in_features": 16},
+        "parameters": {
+            "weight": {"shape": [32, 16], "dtype": "float32", "requires_grad": True},
+        },
+    }
+    assert set(described["changed"]) == {"fc1", "fc2"}
+    assert described["replaced"] == {}
+
+
+def test_rebuilding_leaves_the_reference_alone() -> None:
+    reference = CifarResNet(14)
+    model = copy_model(reference)
+    narrow_block(model)
+    before = repr(reference)
+    rebuilt = rebuild(reference, diff(reference, model))
+    assert repr(reference) == before
+    assert not {id(p) for p in rebuilt.parameters()} & {id(p) for p in reference.parameters()}
+
+
+def test_weights_that_nobody_loaded_show() -> None:
+    reference = TinyMLP()
+    model = copy_model(reference)
+    narrow(model, ("fc1", "out", 32), ("fc2", "in", 32))
+    rebuilt = rebuild(reference, diff(reference, model))
+    assert rebuilt(torch.randn(1, 64)).isnan().all()
+
+
+def test_tied_parameters_come_back_tied_at_their_new_size() -> None:
+    reference = TiedModel()
+    model = copy_model(reference)
+    surgery.slice_parameter(model, "head.weight", 0, range(8))
+    rebuilt = through_json(reference, model)
+    assert rebuilt.head.weight is rebuilt.embedding.weight
+    assert rebuilt.head.weight.shape == (8, 16)
+
+
+def test_parameters_that_were_untied_come_back_untied() -> None:
+    """Else the second one loaded would overwrite the first, and no shape would tell."""
+    reference = TiedModel()
+    model = copy_model(reference)
+    surgery.set_tensor(model, "head.weight", nn.Parameter(torch.zeros(32, 16)))
+    assert_same(through_json(reference, model), model)
+
+
+def test_a_shared_module_that_was_replaced_stays_shared() -> None:
+    shared = nn.Linear(2, 2)
+    reference = nn.Sequential(shared, nn.ReLU(), shared)
+    model = copy_model(reference)
+    surgery.replace(model, "0", nn.Linear(2, 2, bias=False))
+    rebuilt = through_json(reference, model)
+    assert rebuilt[0] is rebuilt[2]
+    assert rebuilt[0].bias is None
+
+
+def test_a_shared_module_that_was_split_is_refused() -> None:
+    shared = nn.Linear(2, 2)
+    reference = nn.Sequential(shared, nn.ReLU(), shared)
+    model = copy_model(reference)
+    model[2] = nn.Linear(2, 2)
+    with pytest.raises(ModelError, match="same module"):
+        diff(reference, model)
+
+
+class Foreign(nn.Module):
+    """Of a package that no file may name."""
+
+
+def test_a_class_of_another_package_is_refused() -> None:
+    reference = TinyMLP()
+    model = copy_model(reference)
+    surgery.replace(model, "fc2", Foreign())
+    with pytest.raises(ModelError, match=r"'fc2' is a .*Foreign"):
+        diff(reference, model)
+
+
+def test_a_new_module_beside_the_old_ones_is_refused() -> None:
+    reference = TinyMLP()
+    model = copy_model(reference)
+    model.fc4 = nn.Linear(2, 2)
+    with pytest.raises(ModelError, match="'fc4'"):
+        diff(reference, model)
+
+
+def test_an_attribute_that_is_no_data_is_refused() -> None:
+    reference = TinyMLP()
+    model = copy_model(reference)
+    new = nn.Linear(32, 32)
+    new.table = {1: 2}
+    surgery.replace(model, "fc2", nn.Sequential(new))
+    with pytest.raises(ModelError, match=r"'fc2\.0\.table'.*dict"):
+        diff(reference, model)
+
+
+def test_a_patched_forward_is_refused() -> None:
+    reference = TinyMLP()
+    model = copy_model(reference)
+    model.fc2.forward = lambda x: x
+    with pytest.raises(ModelError, match=r"'fc2\.forward'"):
+        diff(reference, model)
+
+
+def test_a_buffer_that_no_state_dict_holds_is_refused() -> None:
+    reference = TinyMLP()
+    reference.register_buffer("table", torch.zeros(4), persistent=False)
+    model = copy_model(reference)
+    model.table = torch.zeros(2)
+    with pytest.raises(ModelError, match="'table'"):
+        diff(reference, model)
+
+
+@pytest.mark.parametrize("name", ["os:system", "torch.nn:missing", "torch.hub:load", "torch.nnx:X"])
+def test_a_class_that_is_no_layer_is_not_loaded(name: str) -> None:
+    reference = TinyMLP()
+    record = {"class": name, "attributes": {}, "parameters": {}, "buffers": {}, "children": {}}
+    difference = {**diff(reference, reference), "replaced": {"fc2": record}}
+    with pytest.raises(CheckpointError, match="no layer of torch"):
+        rebuild(reference, difference)
+
+
+def test_a_difference_of_another_model_is_refused() -> None:
+    reference = CifarResNet(14)
+    model = copy_model(reference)
+    surgery.replace(model, "layer2.1", Skip())
+    with pytest.raises(CheckpointError, match="does not fit a TinyMLP"):
+        rebuild(TinyMLP(), diff(reference, model))
+
+
+def test_a_difference_of_another_format_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="format 99"):
+        rebuild(TinyMLP(), {"format": 99})

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from compressor.export.qdq import quantizable_layers
+from compressor.targets.layer_file import write_layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, stride=2, padding=(2, 1), bias=False), (2, 4, 9, 7)),
+        (nn.Conv2d(4, 8, 3, groups=4, dilation=2), (1, 4, 9, 9)),
+        (nn.Conv2d(4, 6, (4, 3), padding="same"), (1, 4, 9, 7)),
+        (nn.Conv1d(4, 6, 3, padding=1), (1, 4, 9)),
+        (nn.Conv3d(2, 3, 3), (1, 2, 4, 5, 6)),
+        (nn.ConvTranspose2d(4, 6, 3, 2, padding=1, output_padding=1, groups=2), (1, 4, 5, 5)),
+        (nn.Linear(5, 3), (2, 5)),
+        (nn.Linear(5, 3, bias=False), (2, 5)),
+        (nn.Linear(5, 3), (2, 4, 5)),
+        (nn.Linear(5, 3, bias=False), (2, 4, 5)),
+    ],
+    ids=repr,
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+def test_the_file_computes_the_layer_and_a_relu(
+    layer: nn.Module, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    write_layer(layer, shape, tmp_path / "layer.onnx")
+    session = ort.InferenceSession(str(tmp_path / "layer.onnx"))
+    sample = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    (result,) = session.run(None, {"input": sample.numpy()})
+    torch.testing.assert_close(torch.from_numpy(result), layer(sample).relu().detach())
+
+
+def test_the_layer_is_found_by_its_name(tmp_path: Path) -> None:
+    write_layer(nn.Conv2d(4, 6, 3), (1, 4, 8, 8), tmp_path / "layer.onnx")
+    assert quantizable_layers(tmp_path / "layer.onnx") == ["layer"]

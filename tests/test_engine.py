@@ -1,0 +1,184 @@
+"""The engine and its search without networks: what is done, in which order, how often."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.engine import Engine
+from compressor.errors import ConfigError, StudyError
+from compressor.result import Result
+from compressor.search.run_dir import open_run_dir
+from tests.fakes import LAYERS, REFERENCE_ACCURACY, FakeBench, FakeFramework
+
+
+def run(
+    folder: Path, options: dict[str, Any] | None = None, **config: Any
+) -> tuple[Result, FakeBench]:
+    """One run of the engine on fakes."""
+    framework = FakeFramework(**(options or {}))
+    settings = {"optimization": "macs", "run_dir": str(folder), "progress": False, **config}
+    engine = Engine(framework, {"train": [0]}, model=None, config=settings)
+    engine.run()
+    assert engine.result is not None
+    assert framework.bench is not None
+    return engine.result, framework.bench
+
+
+def test_the_result_is_the_cheapest_variant_within_delta(tmp_path: Path) -> None:
+    result, _ = run(tmp_path, delta=1.0, full_trainer={"epochs": 8})
+    certificate = result.certificate
+    assert certificate.within_delta
+    assert certificate.metric >= REFERENCE_ACCURACY - 1.0
+    within = [r for r in result.variants if r.metrics["accuracy"] >= REFERENCE_ACCURACY - 1.0]
+    assert certificate.macs == min(r.cost.macs for r in within if r.cost)
+    assert certificate.macs_ratio > 1
+
+
+def test_a_larger_delta_never_gives_a_dearer_model(tmp_path: Path) -> None:
+    macs = [
+        run(tmp_path / str(delta), delta=delta, full_trainer={"epochs": 8})[0].certificate.macs
+        for delta in (0.5, 2.0, 8.0)
+    ]
+    assert macs == sorted(macs, reverse=True)
+    assert macs[0] > macs[-1]
+
+
+def test_when_nothing_holds_the_reference_is_the_answer_and_the_reason_is_said(
+    tmp_path: Path,
+) -> None:
+    options = {"int8_points": 3.0}
+    result, _ = run(
+        tmp_path, options, delta=0.001, fine_tuner={"epochs": 0}, full_trainer={"epochs": 0}
+    )
+    assert len(result.plan) == 0
+    assert "none of" in result.reason
+    assert result.certificate.metric == REFERENCE_ACCURACY
+
+
+def test_int8_outside_delta_leaves_as_few_layers_in_float_as_suffice(tmp_path: Path) -> None:
+    options = {"int8_points": 0.3}
+    result, _ = run(
+        tmp_path,
+        options,
+        optimization="compression",
+        delta=1.0,
+        techniques=["static_int8"],
+        budget={"trials": 1},
+    )
+    in_int8 = len(result.plan.of("static_int8"))
+    assert in_int8 == 3  # 3 layers cost 0.9 points, 4 would cost 1.2
+    assert result.certificate.within_delta
+
+
+def test_no_more_trials_than_the_budget_says(tmp_path: Path) -> None:
+    _, bench = run(tmp_path, budget={"trials": 2}, full_trainer={"epochs": 5})
+    assert bench.calls.count("build") <= 1 + 2  # the plan of numbers alone, and two trials
+
+
+def test_no_minutes_left_means_no_fine_tuning_but_still_a_result(tmp_path: Path) -> None:
+    result, bench = run(tmp_path, budget={"minutes": 1e-9})
+    assert "recover" not in bench.calls
+    assert result.certificate.within_delta
+
+
+def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
+    first, _ = run(tmp_path)
+    second, bench = run(tmp_path)
+    assert not set(bench.calls) & {"baseline", "build", "recover", "judge", "export"}
+    assert second.to_json() == first.to_json()
+
+
+def test_another_delta_reuses_damage_and_variants(tmp_path: Path) -> None:
+    run(tmp_path, delta=1.0)
+    _, bench = run(tmp_path, delta=2.0)
+    counts = Counter(call.split()[0] for call in bench.calls)
+    assert counts["sense"] == 0
+    assert counts["baseline"] == 0
+    assert counts["build"] < 5
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+@pytest.mark.parametrize("after", range(1, 12))
+def test_a_run_that_dies_goes_on_to_the_same_result(
+    tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = run(tmp_path / "whole")
+    count = 0
+    judge = FakeBench.judge
+
+    def dying(self: FakeBench, *args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == after:
+            raise Killed
+        return judge(self, *args)
+
+    monkeypatch.setattr(FakeBench, "judge", dying)
+    try:
+        run(tmp_path / "killed")
+    except Killed:
+        monkeypatch.setattr(FakeBench, "judge", judge)
+        resumed, _ = run(tmp_path / "killed")
+        assert resumed.plan == whole.plan
+        assert resumed.certificate.metric == whole.certificate.metric
+        assert [r.id for r in resumed.variants] == [r.id for r in whole.variants]
+
+
+def test_a_failed_variant_is_recorded_with_its_reason_and_the_search_goes_on(
+    tmp_path: Path,
+) -> None:
+    result, _ = run(tmp_path, {"fails_to_build": frozenset({list(LAYERS)[1]})}, delta=5.0)
+    failed = [record for record in result.variants if record.status == "failed"]
+    assert failed
+    assert "cannot be built" in failed[0].reason
+    assert result.certificate.macs_ratio > 1
+
+
+def test_a_limit_of_the_budget_is_met(tmp_path: Path) -> None:
+    result, _ = run(
+        tmp_path,
+        optimization="compression",
+        delta=20.0,
+        budget={"macs": 300},
+        full_trainer={"epochs": 8},
+    )
+    assert result.certificate.macs <= 300
+
+
+def test_a_delta_that_accepts_every_model_is_refused_before_the_search(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"accepts every model: the reference's 'accuracy' is 90"):
+        run(tmp_path, delta=95.0)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with (
+        open_run_dir(tmp_path),
+        pytest.raises(StudyError, match="Another process works in run_dir"),
+    ):
+        run(tmp_path)
+
+
+def test_result_json_holds_what_the_result_says(tmp_path: Path) -> None:
+    result, _ = run(tmp_path)
+    written = json.loads((tmp_path / "result.json").read_text())
+    written.pop("key")
+    assert written == json.loads(json.dumps(result.to_json()))
+    assert written["certificate"]["within_delta"] is True
+    assert {"machine", "versions", "config", "seconds"} <= set(written["info"])
+
+
+def test_a_dryrun_leaves_no_trace_in_the_run_directory(tmp_path: Path) -> None:
+    framework = FakeFramework()
+    config = {"optimization": "macs", "run_dir": str(tmp_path / "run"), "progress": False}
+    Engine(framework, {"train": [0]}, model=None, config=config).run(dryrun=True)
+    assert not (tmp_path / "run").exists()
+    assert framework.bench is not None
+    assert framework.bench.job.is_dryrun
