@@ -98,6 +98,7 @@ def main() -> None:
             "fine_tuner": {"loop_params": {"optimizer": sgd, "epochs": arguments.fine_tune_epochs}},
             "run_dir": str(arguments.run_dir or Path("runs", f"cifar-{arguments.model}")),
             "seed": arguments.seed,
+            "precision": arguments.precision,
         },
         forward_pass=CifarForwardPass(),
         eval_func=CifarAccuracy(),
@@ -132,6 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1, help="of the latency")
     parser.add_argument("--threads", type=int, default=1, help="of the latency")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", type=Path, help="default: runs/cifar-<model>")
     parser.add_argument(

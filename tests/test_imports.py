@@ -39,7 +39,7 @@ def state():
         torch.get_num_threads(), torch.get_default_dtype(), torch.cuda.is_initialized(),
         torch.is_grad_enabled(),
     )
-import onnx, onnxruntime, onnxscript, torch_pruning, torch.export, torch.onnx  # may do as they do
+import onnx, onnxruntime, onnxscript, scipy.optimize, torch_pruning, torch.export, torch.onnx
 before = state()
 import compressor
 for name in compressor.__all__:

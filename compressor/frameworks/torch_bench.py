@@ -87,8 +87,8 @@ class TorchBench:
         except ModelError as error:
             self._deployment = self._deployment.without_export()
             self._lose(
-                f"{error} Without a graph there is no ONNX file and no int8, and blocks cannot be "
-                "removed; channels are pruned and measured in torch."
+                f"{error} Without a graph there is no ONNX file, no int8 and no block removal: "
+                "channels are pruned, and the model is measured in torch."
             )
 
     def digest(self) -> str:
@@ -131,10 +131,13 @@ class TorchBench:
 
     def propose(self) -> list[Choice]:
         """Every choice of every technique that the configuration allows."""
+        found: list[Choice] = []
         with self._progress.task("propose", total=len(self.techniques)) as advance:
-            found: list[Choice] = []
             for technique in self.techniques.values():
-                found.extend(technique.choices(self.reference, self.context))
+                try:
+                    found.extend(technique.choices(self.reference, self.context))
+                except ModelError as error:
+                    self._lose(f"{technique.name} is left out: {error}")
                 advance()
         return found
 

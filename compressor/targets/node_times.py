@@ -20,7 +20,7 @@ from compressor.targets.onnxruntime_model import open_session
 LAYER_KERNEL = re.compile("Conv|Gemm|MatMul")
 TRUNCATED_MS = 0.5e-3  # the trace has whole microseconds, rounded down
 SECONDS = 0.05
-LEAST_RUNS = 5
+LEAST_RUNS, MOST_RUNS = 5, 300  # reading a longer trace takes longer than writing it
 
 
 def layer_kernel_ms(path: Path, sample: Tensor, threads: int) -> float:
@@ -45,7 +45,7 @@ def _trace(path: Path, sample: Tensor, threads: int) -> list[dict[str, Any]]:
         feed = {session.get_inputs()[0].name: sample.numpy()}
         runs = 0
         end = time.perf_counter() + SECONDS
-        while runs < LEAST_RUNS or time.perf_counter() < end:
+        while runs < LEAST_RUNS or (runs < MOST_RUNS and time.perf_counter() < end):
             session.run(None, feed)
             runs += 1
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -47,9 +47,7 @@ class Event(Enum):
     CHECKPOINT = auto()
     FIT_END = auto()
 
-    __hash__ = (
-        object.__hash__
-    )  # Enum hashes its name in Python; every event of every batch is looked up
+    __hash__ = object.__hash__  # Enum's own runs in Python, and every event is looked up
 
     @classmethod
     def of(cls, value: Event | str) -> Event:

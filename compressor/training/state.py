@@ -39,8 +39,8 @@ class State:
         optimizer: None until SETUP is over.
         schedule: of the learning rate; None until SETUP is over.
         batch: as the loader gave it, on `device`.
-        inputs: of the latest call of the model in this step; recorded only while somebody listens to
-            BEFORE_FORWARD or AFTER_FORWARD.
+        inputs: of the latest call of the model in this step; recorded only while somebody listens
+            to BEFORE_FORWARD or AFTER_FORWARD.
         outputs: of that call.
         losses: named terms of this batch, each of shape ().
         weights: by which terms enter the total; 1 where there is none.

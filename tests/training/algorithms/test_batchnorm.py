@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.structure import surgery
+from compressor.training.algorithms import BatchNormReestimation, reestimate_batchnorm
+from tests.training.helpers import make_loader, make_model, make_trainer
+
+
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(16, 4, generator=generator) * 3 + 1 for _ in range(3)]
+
+
+def test_statistics_are_the_mean_over_the_batches() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    reestimate_batchnorm(model, batches(), lambda m, x: m(x))
+    hidden = [model[0](x).detach() for x in batches()]
+    norm = model[1]
+    torch.testing.assert_close(norm.running_mean, torch.stack([h.mean(0) for h in hidden]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([h.var(0) for h in hidden]).mean(0))
+
+
+def test_modes_momenta_and_everything_else_are_left_as_they_were() -> None:
+    model = make_model(dropout=0.5)
+    model[1].momentum = 0.3
+    model[0].eval()
+    weights = [p.detach().clone() for p in model.parameters()]
+    seen = []
+    model[3].register_forward_hook(lambda module, args, out: seen.append(module.training))
+    reestimate_batchnorm(model, batches(), lambda m, x: m(x), count=2)
+    assert model[1].momentum == 0.3
+    assert [module.training for module in model] == [False, True, True, True, True]
+    assert seen == [False, False]
+    assert all(map(torch.equal, weights, model.parameters()))
+
+
+def test_an_error_puts_momenta_and_modes_back() -> None:
+    model = make_model().eval()
+
+    def fail(model: nn.Module, x: torch.Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reestimate_batchnorm(model, batches(), fail)
+    assert model[1].momentum == 0.1
+    assert not any(module.training for module in model)
+
+
+def test_a_model_without_batch_norm_is_not_called() -> None:
+    reestimate_batchnorm(nn.Linear(4, 4), batches(), lambda model, x: pytest.fail("called"))
+
+
+def test_norms_without_running_statistics_are_left_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False))
+    reestimate_batchnorm(model, batches(), lambda m, x: m(x))
+    assert model[0].running_mean is None
+
+
+def test_a_fit_begins_with_fresh_statistics_and_gets_them_after_an_edit() -> None:
+    calls: list[int] = []
+
+    def call(model: nn.Module, batch: object) -> None:
+        calls.append(trainer.state.clock.batch)
+
+    algorithm = BatchNormReestimation(make_loader(), call, count=2)
+    trainer = make_trainer(algorithms=[algorithm])
+    trainer.fit("3ba")
+    trainer.state.edit(lambda model: surgery.replace(model, "4", nn.Linear(8, 2)))
+    trainer.fit("3ba")
+    assert calls == [0, 0, 3, 3]

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.errors import ConfigError
+from compressor.training import Algorithm, Callback, Duration, Event, State, Window
+from compressor.training.dispatch import Dispatch
+
+
+class Noting(Algorithm):
+    events = frozenset({Event.BATCH_START, Event.FIT_START})
+
+    def __init__(self, key: str, log: list[str], **options: object) -> None:
+        self.key, self.log = key, log
+        vars(self).update(options)
+
+    def on(self, event: Event, state: State) -> None:
+        self.log.append(self.key)
+
+
+class Watching(Callback):
+    events = frozenset({Event.BATCH_START})
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def on(self, event: Event, state: State) -> None:
+        self.log.append("callback")
+
+
+def make_state() -> State:
+    return State(nn.Identity(), Duration.parse("10ba"), torch.device("cpu"))
+
+
+def order_of(*algorithms: Algorithm) -> list[str]:
+    return [algorithm.key for algorithm in Dispatch(algorithms, ()).algorithms]
+
+
+def test_algorithms_run_in_the_given_order_and_callbacks_after_them() -> None:
+    log: list[str] = []
+    Dispatch([Noting("b", log), Noting("a", log)], [Watching(log)]).fire(
+        Event.BATCH_START, make_state()
+    )
+    assert log == ["b", "a", "callback"]
+
+
+def test_before_and_after_win_over_the_given_order_and_change_no_more() -> None:
+    a, b, c = (Noting(key, []) for key in "abc")
+    c.before = ["a"]
+    assert order_of(a, b, c) == ["b", "c", "a"]
+    a, b, c = (Noting(key, []) for key in "abc")
+    a.after = ["c", "somebody else"]
+    assert order_of(a, b, c) == ["b", "c", "a"]
+
+
+def test_a_circle_names_who_is_in_it() -> None:
+    with pytest.raises(ConfigError, match="'a', 'b' each want to come before the other"):
+        Dispatch([Noting("a", [], before=["b"]), Noting("b", [], before=["a"])], ())
+
+
+def test_two_of_one_key_are_refused_because_their_state_would_collide() -> None:
+    with pytest.raises(ConfigError, match="2 algorithms or callbacks have the key 'Watching'"):
+        Dispatch((), [Watching([]), Watching([])])
+
+
+def test_events_are_found_by_name_and_a_misspelt_one_is_an_error() -> None:
+    log: list[str] = []
+    Dispatch([Noting("a", log, events=["batch_end"])], ()).fire(Event.BATCH_END, make_state())
+    assert log == ["a"]
+    with pytest.raises(ConfigError, match=r"'batch_ends'\. Did you mean 'batch_end'"):
+        Dispatch([Noting("a", log, events=["batch_ends"])], ())
+
+
+def test_a_window_leaves_out_batches_but_not_the_start_of_the_fit() -> None:
+    log: list[str] = []
+    dispatch = Dispatch([Noting("a", log, window=Window.parse("5ba", "6ba"))], ())
+    state = make_state()
+    for batch in (0, 5, 6):
+        state.clock.batch = batch
+        dispatch.fire(Event.BATCH_START, state)
+    assert len(log) == 1
+    dispatch.fire(Event.FIT_START, state)
+    assert len(log) == 2
+
+
+def test_a_key_is_the_class_name_unless_set() -> None:
+    assert Watching([]).key == "Watching"
