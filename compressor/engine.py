@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,19 @@ from typing import Any
 from compressor.config import Config
 from compressor.errors import StudyError
 from compressor.files import write_text
-from compressor.frameworks.base import Framework, Job, Judged, Workbench
+from compressor.frameworks.base import Exported, Framework, Job, Judged, Workbench
 from compressor.hardware import describe_machine
 from compressor.logs import get_logger
 from compressor.progress import Progress
-from compressor.result import Cost, Plan, Result, digest, from_mapping
-from compressor.search.allocate import Problem
+from compressor.result import (
+    Certificate,
+    Choice,
+    Cost,
+    Plan,
+    Result,
+    digest,
+    from_mapping,
+)
 from compressor.search.budget import Spending
 from compressor.search.certificate import check_delta, explain_nothing, make_certificate
 from compressor.search.run_dir import RunDir, open_run_dir
@@ -26,6 +33,7 @@ from compressor.search.sensitivity import sense
 from compressor.search.space import Space
 from compressor.search.strategy import DamageSearch
 from compressor.search.variants import Variants
+from compressor.seeding import isolated_rng
 
 logger = get_logger(__name__)
 
@@ -37,6 +45,7 @@ RESOURCES = {
 }
 TRIALS = {1: 4, 2: 8, 3: 12}  # by level
 DEEPSEARCH_TRIALS = 4  # on top
+MOST_TRIALS = 100
 TRIAL_EPOCHS = 2  # where neither epochs nor minutes are given
 FINAL_EPOCHS = 10
 
@@ -109,8 +118,9 @@ class Engine:
     def _run(self, folder: Path, job: Job) -> Any:
         with open_run_dir(folder) as run, Progress(job.config.progress) as progress:
             try:
-                bench = self.framework.open(job, folder, progress)
-                self.result = self._compress(bench, job.config, run, progress)
+                with isolated_rng(job.config.seed):
+                    bench = self.framework.open(job, folder, progress)
+                    self.result = self._compress(bench, job.config, run, progress)
             except KeyboardInterrupt:
                 logger.warning(
                     "Interrupted. What is done is saved; the same run_dir=%r goes on from it.",
@@ -130,55 +140,36 @@ class Engine:
         key = digest([bench.digest(), _job_json(config)])
         if _is_finished(run, key):
             return _reload(bench, run)
-        bench.check()
         spending = Spending(
             config.budget.minutes, _trials(config), already_seconds=run.seconds(key)
         )
+        bench.check()
         reference = _profile(bench, run)
         goal = _goal(config, reference)
-        logger.info("reference: %s %.4g, %s", goal.key, goal.reference, reference.cost.describe())
         choices = bench.propose()
-        logger.info("%d choices proposed after %.0f s", len(choices), spending.seconds)
-        damage = sense(
-            choices, bench.damage_of, path=run.damage, key=bench.digest(), progress=progress
-        )
-        space = Space(choices, bench.effects(choices), bench.layers())
-        strategy = DamageSearch(
-            _problem(space, damage, bench, goal), space, allowed_fraction=goal.delta_fraction
-        )
-        variants = Variants(bench, run.study, run.variants, recipe=config.recipe())
-        logger.info("damage and costs known after %.0f s", spending.seconds)
+        strategy = _sense(bench, choices, goal, run, progress)
+        logger.info("%d choices are known after %.0f s", len(choices), spending.seconds)
         decide = run.decide(key, spending)
+        variants = Variants(bench, run.study, run.variants, recipe=config.recipe())
+        effort = _effort(config, bench, spending, decide)
         search = Search(
             goal,
             strategy,
             variants,
             spending,
-            _effort(config, bench, spending, decide),
+            effort,
             is_number=bench.is_number,
             decide=decide,
             progress=progress,
         )
         best = search.run(Plan(tuple(c for c in choices if bench.is_number(c.technique))))
-        logger.info(
-            "search ended after %.0f s: %s", spending.seconds, best.id if best else "nothing"
-        )
+        logger.info("the search ended after %.0f s", spending.seconds)
         plan = best.plan if best else Plan()
         model = variants.load(best) if best else bench.build(plan)
         exported = bench.export(model, plan, run.exports)
         result = Result(
             model=model,
-            certificate=make_certificate(
-                goal,
-                reference.cost,
-                exported.reference_metrics[goal.key],
-                exported.judged,
-                parity=exported.parity,
-                target=bench.target(),
-                looks=bench.looks(),
-                split=config.holdout or config.eval_split,
-                notes=exported.notes,
-            ),
+            certificate=_certify(bench, goal, reference, exported, config),
             variants=search.records,
             frontier=frontier(goal, search.records),
             artifacts=exported.artifacts,
@@ -239,6 +230,7 @@ def _profile(bench: Workbench[Any], run: RunDir) -> Judged:
         run.study.set_fact(question, known)
     reference = Judged(known["metrics"], from_mapping(Cost, known["cost"]))
     bench.use_baseline(reference)
+    logger.info("reference: %s; %s", dict(reference.metrics), reference.cost.describe())
     return reference
 
 
@@ -258,19 +250,45 @@ def _goal(config: Config, reference: Judged) -> Goal:
     )
 
 
-def _problem(
-    space: Space, damage: Mapping[str, float], bench: Workbench[Any], goal: Goal
-) -> Problem:
-    return space.problem(
-        damage,
-        bench.layer_cost(goal.resource),
-        [(bench.layer_cost(name), bound) for name, bound in goal.limits],
+def _sense(
+    bench: Workbench[Any],
+    choices: Sequence[Choice],
+    goal: Goal,
+    run: RunDir,
+    progress: Progress,
+) -> DamageSearch:
+    """Damage and cost of every choice, as a problem to be searched."""
+    damage = sense(choices, bench.damage_of, path=run.damage, key=bench.digest(), progress=progress)
+    space = Space(choices, bench.effects(choices), bench.layers())
+    limits = [(bench.layer_cost(name), bound) for name, bound in goal.limits]
+    with progress.task(f"{goal.resource} of each layer", total=None):
+        problem = space.problem(damage, bench.layer_cost(goal.resource), limits)
+    return DamageSearch(problem, space, allowed_fraction=goal.delta_fraction)
+
+
+def _certify(
+    bench: Workbench[Any], goal: Goal, reference: Judged, exported: Exported, config: Config
+) -> Certificate:
+    """What is claimed of the file to deploy."""
+    return make_certificate(
+        goal,
+        reference.cost,
+        exported.reference_metrics[goal.key],
+        exported.judged,
+        parity=exported.parity,
+        target=bench.target(),
+        looks=bench.looks(),
+        split=config.holdout or config.eval_split,
+        notes=exported.notes,
     )
 
 
 def _trials(config: Config) -> int:
+    """As many as are asked for; where the minutes decide, more than they allow."""
     if config.budget.trials is not None:
         return config.budget.trials
+    if config.budget.minutes is not None:
+        return MOST_TRIALS
     return TRIALS[config.level] + (DEEPSEARCH_TRIALS if config.deepsearch else 0)
 
 
@@ -279,10 +297,10 @@ def _effort(config: Config, bench: Workbench[Any], spending: Spending, decide: D
     trial, final = config.fine_tuner.epochs, config.full_trainer.epochs
     if config.budget.minutes is None:
         return Effort(trial or TRIAL_EPOCHS, final or FINAL_EPOCHS)
-    fitting = decide("trial epochs", lambda: _fitting_epochs(bench, spending))
+    fitting = decide("trial epochs", lambda: _fitting_epochs(config, bench, spending))
     return Effort(min(trial or fitting, fitting), final)
 
 
-def _fitting_epochs(bench: Workbench[Any], spending: Spending) -> int:
-    seconds = spending.seconds_left * SEARCH_SHARE / max(spending.trials_left, 1)
+def _fitting_epochs(config: Config, bench: Workbench[Any], spending: Spending) -> int:
+    seconds = spending.seconds_left * SEARCH_SHARE / TRIALS[config.level]
     return max(int(seconds / bench.epoch_seconds()), 1)

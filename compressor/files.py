@@ -26,10 +26,17 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace `path` by `parts`, one after another."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            for part in parts:
+                handle.write(part)
+
+    replace_file(path, write)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, UTF-8."""
-    replace_file(path, lambda temporary: _write(temporary, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())

@@ -1,4 +1,4 @@
-"""The engine on real models, data and runtimes: scikit-learn's digits, a residual CNN, ONNX Runtime."""
+"""The engine on real models, data and runtimes: digits, a residual CNN, ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def accuracy(model: nn.Module, loader: Any) -> float:
 @pytest.fixture(scope="module")
 def finished(
     trained: nn.Module, data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Engine, nn.Module, Path]]:
+) -> tuple[Engine, nn.Module, Path]:
     """One run, looked at by many tests; everything of the user's is as before."""
     folder = tmp_path_factory.mktemp("run")
     before = copy.deepcopy(trained.state_dict())
@@ -159,7 +159,7 @@ def finished(
     assert np.array_equal(np.random.get_state()[1], numpy_state[1])
     assert all(trained.state_dict()[name].equal(value) for name, value in before.items())
     assert [parameter.requires_grad for parameter in trained.parameters()] == flags
-    yield engine, small, folder
+    return engine, small, folder
 
 
 def test_the_certificate_is_that_of_the_exported_file(
@@ -341,9 +341,7 @@ def evaluate_dicts(model: nn.Module, loader: Any) -> dict[str, float]:
     return {"nll": float(torch.stack(losses).mean())}
 
 
-def test_own_forms_of_everything(
-    trained: nn.Module, data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_own_forms_of_everything(trained: nn.Module, data: dict[str, Any], tmp_path: Path) -> None:
     """Dict batches of unknown length, own forward pass, factories, a metric to be minimised."""
     engine = make_engine(
         trained,
@@ -483,7 +481,7 @@ def test_splits_that_are_missing_or_empty_are_named(
 ) -> None:
     with pytest.raises(DataError, match="'train'"):
         make_engine(trained, {"test": data["test"]}, tmp_path).run()
-    with pytest.raises(DataError, match="'test'.*no batch"):
+    with pytest.raises(DataError, match=r"'test'.*no batch"):
         make_engine(trained, {**data, "test": []}, tmp_path).run()
 
 

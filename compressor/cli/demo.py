@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from compressor.cli.digits import DigitsNet, digit_loaders
 from compressor.engine import Engine
 from compressor.errors import CheckpointError, StudyError
-from compressor.files import replace_file
+from compressor.files import write_bytes
 from compressor.frameworks.torch_framework import TorchFramework
 from compressor.interfaces import Accuracy, Device, LossFunction, TorchForwardPass
 from compressor.logs import set_verbosity
@@ -174,13 +174,9 @@ def _read_weights(path: Path, origin: Mapping[str, str]) -> dict[str, Tensor]:
 def _write_weights(path: Path, weights: dict[str, Tensor], origin: Mapping[str, str]) -> None:
     data = save(weights, metadata=dict(origin))
     try:
-        replace_file(path, lambda temporary: _write_bytes(temporary, data))
+        write_bytes(path, data)
     except OSError as error:
         raise StudyError(
             f"The reference could not be saved to {path}: {error.strerror or error}. "
             "Free some space, or give another folder with --run-dir."
         ) from error
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

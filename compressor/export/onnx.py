@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from compressor.export.exported_program import device_of, export_program
 from compressor.export.graph import Graph, attribute, drop_unused_constants, sort_nodes
 from compressor.export.layers import MODULE_KEY
 from compressor.export.signature import METADATA_KEY, Signature
+from compressor.files import write_bytes
 from compressor.interfaces.inputs import ModelInputs
 from compressor.structure.trace import eval_mode, first_line
 
@@ -83,9 +83,7 @@ def save_onnx(proto: onnx.ModelProto, path: Path | str) -> Path:
             f"The ONNX file would have {size_bytes} bytes, more than the 2 GB of one file. "
             "Export this model as a torch.export program."
         )
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(proto.SerializeToString(deterministic=True))
-    os.replace(part, path)
+    write_bytes(path, proto.SerializeToString(deterministic=True))
     return path
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +38,12 @@ class QuantizedFile:
     Attributes:
         path: of the file.
         int8_layers: names of the layers that run on integers.
-        float_layers: the others, each with the reason.
+        float_layers: those that could, and do not.
     """
 
     path: Path
     int8_layers: tuple[str, ...]
-    float_layers: Mapping[str, str]
+    float_layers: tuple[str, ...]
 
 
 def quantizable_layers(float_path: Path | str) -> list[str]:
@@ -90,12 +90,8 @@ def quantize_onnx(
     for value in placement.scale_of:
         writer.quantize_value(value)
     writer.finish()
-    float_layers = {
-        name: "left in float as asked"
-        for name in quantizable_layers(float_path)
-        if name not in int8_layers
-    }
-    return QuantizedFile(save_onnx(proto, path), tuple(sorted(int8_layers)), float_layers)
+    left = tuple(name for name in quantizable_layers(float_path) if name not in int8_layers)
+    return QuantizedFile(save_onnx(proto, path), tuple(sorted(int8_layers)), left)
 
 
 def integer_kernels(path: Path | str) -> Counter[str]:

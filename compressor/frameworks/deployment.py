@@ -138,7 +138,8 @@ class Deployment:
         folder.mkdir(parents=True, exist_ok=True)
         model = _on_cpu(model)
         deployed = self.deploy(model, inputs, folder, plan, calibration)
-        paths, notes = dict(deployed.files), list(deployed.notes)
+        paths: dict[str, Path] = dict(deployed.files)
+        notes: list[str] = []
         for name, write in _writers(model, inputs, folder, config).items():
             if name in paths:
                 continue

@@ -20,11 +20,12 @@ from compressor.search.variants import Variants
 
 logger = get_logger(__name__)
 
-PROMISING_DROP = 2.0  # of delta, after a short fine-tune: the full one wins back about half of it
-SEARCH_SHARE = 0.45  # of the time that is left goes into trials, the rest into finishing
-FINISH_SHARE = 0.75  # of what is then left goes into the first finalist, and so on
+PROMISING_DROP = 3.0  # of delta, after a short fine-tune; then what finalists win back says it
+SEARCH_SHARE = 0.4  # of the time that is left goes into trials
+FINISH_SHARE = 0.6  # of what is then left goes into the first finalist, and so on
+TURNS = 3  # of trials and finalists
 MIN_EPOCH_SECONDS = 1e-3  # no division by zero where a test's epoch takes no time
-FINISHERS = 3  # finalists at most
+FINISHERS = 2  # in a turn
 
 Decide = Callable[[str, Callable[[], int]], int]
 
@@ -126,63 +127,86 @@ class Search:
         self._is_number = is_number
         self._decide = decide
         self._progress = progress
+        self._trials: list[tuple[Proposal, VariantRecord]] = []
+        self._finished: set[str] = set()
 
     def run(self, numbers_only: Plan) -> VariantRecord | None:
         """The best variant within delta; None if there is none.
+
+        What the first finalist wins back by its full fine-tune says how far a trial may drop, so
+        trials and finalists take turns until the time or the trials are used up.
 
         Args:
             numbers_only: the plan that changes numbers alone: no fine-tuning, judged first.
         """
         numbers = self._strategy.describe(numbers_only)
         if numbers.cost < self._strategy.describe(Plan()).cost:
-            self._make_numbers(numbers)
-        promising = self._explore()
-        self._finish(promising)
+            record = self._make(numbers, epochs=0)
+            if not self.goal.holds(record):
+                self._relax(record)
+        allowed = PROMISING_DROP * self.goal.delta
+        for turn in range(TURNS):
+            self._explore(allowed, turn)
+            won_back = self._finish(allowed)
+            if won_back is None:
+                break
+            allowed = max(self.goal.delta + won_back, self.goal.delta)
         return best_record(self.goal, self.records)
 
-    def _make_numbers(self, proposal: Proposal) -> None:
-        record = self._make(proposal, epochs=0)
-        if not self.goal.holds(record):
-            self._relax(record)
-
-    def _explore(self) -> list[tuple[Proposal, VariantRecord]]:
-        """Trials; those that may hold once they are finished, cheapest first."""
-        promising = []
+    def _explore(self, allowed: float, turn: int) -> None:
+        """Trials, until the question is decided or this turn's share of the budget is used up."""
         deadline = self._spending.seconds + self._spending.seconds_left * SEARCH_SHARE
-        trials = self._spending.trials_left
-        with self._progress.task("search", total=trials) as advance:
+        with self._progress.task("search", total=self._spending.trials_left) as advance:
             while self._spending.trials_left > 0:
-                proposal = self._strategy.ask()
+                proposal = self._strategy.ask(allowed)
                 if proposal is None or not self._decide(
-                    f"try {proposal.plan.digest}", lambda: self._spending.seconds < deadline
+                    f"turn {turn} try {proposal.plan.digest}",
+                    lambda: self._spending.seconds < deadline,
                 ):
-                    break
+                    return
                 self._spending.take_trial()
                 record = self._make(proposal, epochs=self._effort.trial_epochs)
-                drop, allowed = self.goal.drop(record), PROMISING_DROP * self.goal.delta
-                if drop <= allowed:
-                    promising.append((proposal, record))
-                self._strategy.tell(proposal, drop, allowed)
+                self._strategy.tell(proposal, self.goal.drop(record))
+                self._trials.append((proposal, record))
                 advance(1, self._sentence(record))
-        return sorted(promising, key=lambda item: item[0].cost)
 
-    def _finish(self, promising: Sequence[tuple[Proposal, VariantRecord]]) -> None:
-        """Fine-tune in full, cheapest plan first, until one is within delta."""
+    def _finish(self, allowed: float) -> float | None:
+        """Fine-tune in full, cheapest plan first, until one is within delta.
+
+        Returns:
+            How much of the metric the last one won back; None if nothing was finished.
+        """
+        won_back = None
         with self._progress.task("finish", total=None) as advance:
-            for proposal, trial in promising[:FINISHERS]:
-                best = best_record(self.goal, self.records)
-                if best and trial.cost and self._value(best) <= self.goal.value(trial.cost):
-                    return
+            for proposal, trial in self._finalists(allowed):
                 epochs = self._decide(f"finish {trial.id}", partial(self._affordable, trial))
-                if epochs == 0:
-                    logger.info("no time is left to finish another variant")
-                    return
+                if epochs < max(self._effort.trial_epochs, 1):
+                    logger.info("no time is left to finish variant %s", trial.id)
+                    break
+                self._finished.add(trial.id)
                 record = self._make(proposal, epochs=epochs, start=trial, is_final=True)
                 advance(1, self._sentence(record))
+                if record.status != "done":
+                    continue
+                won_back = self.goal.drop(trial) - self.goal.drop(record)
                 if not self.goal.holds(record):
                     record = self._relax(record)
                 if self.goal.holds(record):
-                    return
+                    break
+        return won_back
+
+    def _finalists(self, allowed: float) -> list[tuple[Proposal, VariantRecord]]:
+        """Trials that may hold and be the best once they are finished, cheapest first."""
+        best = best_record(self.goal, self.records)
+        limit = math.inf if best is None else self._value(best)
+        fitting = [
+            (proposal, trial)
+            for proposal, trial in self._trials
+            if self.goal.drop(trial) <= allowed
+            and self._value(trial) < limit
+            and trial.id not in self._finished
+        ]
+        return sorted(fitting, key=lambda item: self._value(item[1]))[:FINISHERS]
 
     def _relax(self, record: VariantRecord) -> VariantRecord:
         """Leave the layers that quantization hurts most in float, as few as suffice."""

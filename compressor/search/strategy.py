@@ -1,10 +1,11 @@
 """Which plan to try next: the cheapest one of a given damage; the damage is searched for.
 
-Drop in the metric grows with allocated damage, so the answers bracket it. Inside the bracket the
-next damage is where the drop would be as large as is allowed if it were proportional to damage
-(regula
-falsi); where that falls outside, the bracket's middle. Scales are logarithmic: what counts is a
-ratio.
+Drop in the metric grows with allocated damage, so what is known brackets the damage whose drop is
+as large as is allowed. Inside the bracket the next damage is where the drop would be that large if
+it
+were proportional to damage (regula falsi); where that falls outside, the bracket's middle. Scales
+are
+logarithmic: what counts is a ratio.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from compressor.search.space import Space
 DAMAGE_PER_PERCENT = 0.4  # first guess: nats of divergence that a drop of 1 % of the metric allows
 MIN_DAMAGE = 1e-4
 MAX_DAMAGE = 5.0  # outputs that have nothing to do with the reference's any more
-RESOLUTION = 1.15  # a bracket narrower than this ratio of damages is decided
+RESOLUTION = 1.1  # a bracket narrower than this ratio of damages is decided
 LARGEST_STEP = 4.0  # proportionality is not believed further than this
 
 
@@ -45,37 +46,27 @@ class DamageSearch:
         """
         self._problem = problem
         self._space = space
-        self._holds, self._fails = MIN_DAMAGE, MAX_DAMAGE
-        self._next = self._inside(DAMAGE_PER_PERCENT * allowed_fraction * 100)
+        self._guess = DAMAGE_PER_PERCENT * allowed_fraction * 100
+        self._told: list[tuple[float, float]] = []  # damage, drop
         self._asked: set[str] = {Plan().digest}
 
-    def ask(self) -> Proposal | None:
-        """The next plan; None when the bracket is decided."""
-        while self._holds * RESOLUTION < self._fails:
-            proposal = self.at(self._next)
-            if proposal is None:  # nothing so harmless meets the limits of the budget
-                self._holds = self._next
-            elif proposal.plan.digest not in self._asked:
+    def ask(self, allowed: float) -> Proposal | None:
+        """The next plan, for a drop of `allowed`; None when nothing new is in the bracket."""
+        holds, fails = self._bracket(allowed)
+        damage = self._next(holds, fails, allowed)
+        while holds * RESOLUTION < fails:
+            proposal = self.at(damage)
+            if proposal is not None and proposal.plan.digest not in self._asked:
                 self._asked.add(proposal.plan.digest)
                 return proposal
-            else:  # plans are discrete: this one is known, and has less damage than was allowed
-                self._holds = self._next
-            self._next = self._middle()
+            # Plans are discrete: up to this damage there is nothing new.
+            holds = damage
+            damage = math.sqrt(holds * fails)
         return None
 
-    def tell(self, proposal: Proposal, drop: float, allowed: float) -> None:
-        """Say how far the metric of `proposal` dropped, and how far it may."""
-        damage = min(max(proposal.damage, MIN_DAMAGE), MAX_DAMAGE)
-        if drop <= allowed:
-            self._holds = max(self._holds, damage)
-        else:
-            self._fails = min(self._fails, damage)
-        step = allowed / drop if 0 < drop < math.inf else LARGEST_STEP
-        if drop == math.inf:  # the variant failed: how far it was off is not known
-            self._next = self._middle()
-        else:
-            step = min(max(step, 1 / LARGEST_STEP), LARGEST_STEP)
-            self._next = self._inside(damage * step)
+    def tell(self, proposal: Proposal, drop: float) -> None:
+        """Say how far the metric of `proposal` dropped; infinitely, if it failed."""
+        self._told.append((min(max(proposal.damage, MIN_DAMAGE), MAX_DAMAGE), drop))
 
     def at(self, damage_limit: float) -> Proposal | None:
         """The cheapest plan of that damage or less."""
@@ -91,9 +82,16 @@ class DamageSearch:
             self._space.plan(options), self._problem.cost(options), self._problem.damage(options)
         )
 
-    def _inside(self, damage: float) -> float:
-        """`damage`, or the bracket's middle if it is outside."""
-        return damage if self._holds < damage < self._fails else self._middle()
+    def _bracket(self, allowed: float) -> tuple[float, float]:
+        """The largest damage that held, and the smallest above it that did not."""
+        holds = max((d for d, drop in self._told if drop <= allowed), default=MIN_DAMAGE)
+        failed = (d for d, drop in self._told if drop > allowed and d > holds)
+        return holds, min(failed, default=MAX_DAMAGE)
 
-    def _middle(self) -> float:
-        return math.sqrt(self._holds * self._fails)
+    def _next(self, holds: float, fails: float, allowed: float) -> float:
+        damage = self._guess
+        if self._told:
+            last, drop = self._told[-1]
+            step = allowed / drop if drop > 0 else LARGEST_STEP
+            damage = last * min(max(step, 1 / LARGEST_STEP), LARGEST_STEP)
+        return damage if holds < damage < fails else math.sqrt(holds * fails)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from compressor.errors import CheckpointError
+from compressor.files import write_bytes
 from compressor.result import digest
 from compressor.structure.describe import diff, rebuild
 
@@ -50,8 +51,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, reference: nn.Modu
         "difference": structure,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS_FILE, weights)
-    _write(folder / STRUCTURE_FILE, json.dumps(document, indent=1).encode())
+    write_bytes(folder / WEIGHTS_FILE, weights)
+    write_bytes(folder / STRUCTURE_FILE, json.dumps(document, indent=1).encode())
     return folder
 
 
@@ -110,20 +111,6 @@ def _fingerprint(reference: nn.Module) -> str:
     """Class and structure of a model, its values left out."""
     shapes = {name: list(value.shape) for name, value in reference.named_parameters()}
     return f"{type(reference).__qualname__}-{digest(shapes)}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or not there, whatever happens."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # a full disk, Ctrl-C: leave nothing behind
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read_structure(path: Path) -> dict[str, Any]:

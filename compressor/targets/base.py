@@ -30,13 +30,11 @@ class Deployed:
         module: called like the model, on the target's device.
         size_bytes: of the file to deploy.
         files: what was written, by kind: "onnx" is the file to deploy, "onnx_float" its float form.
-        notes: what a person should know of how it was made.
     """
 
     module: nn.Module
     size_bytes: int
     files: Mapping[str, Path] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 class Target(ABC):

@@ -40,7 +40,6 @@ class OnnxRuntimeTarget(Target):
         """Write `model_float.onnx` and, if layers are to be int8, `model_int8.onnx`."""
         folder.mkdir(parents=True, exist_ok=True)
         path = float_path = export_onnx(model, inputs, folder / "model_float.onnx")
-        notes: tuple[str, ...] = ()
         if int8_layers:
             if calibration is None:
                 raise DataError(
@@ -48,14 +47,11 @@ class OnnxRuntimeTarget(Target):
                     "on. Give batches of training inputs as `calibration`."
                 )
             files = Int8Files(float_path, calibration, threads=self.threads)
-            quantized = files.write(folder / "model_int8.onnx", int8_layers)
-            path = quantized.path
-            notes = tuple(f"{name} is float: {why}" for name, why in quantized.float_layers.items())
+            path = files.write(folder / "model_int8.onnx", int8_layers).path
         return Deployed(
             OnnxRuntimeModel(path, threads=self.threads),
             path.stat().st_size,
             {"onnx": path, "onnx_float": float_path},
-            notes,
         )
 
     @contextmanager

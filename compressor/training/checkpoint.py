@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import CheckpointError
-from compressor.files import replace_file
+from compressor.files import write_bytes
 
 MAGIC = b"compressor checkpoint 1 "
 LATEST = "latest.ckpt"
@@ -34,13 +34,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     torch.save(dict(state), buffer)
     body = buffer.getbuffer()
     header = MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n"
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as handle:
-            handle.write(header)
-            handle.write(body)
-
-    replace_file(path, write)
+    write_bytes(path, header, body)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
