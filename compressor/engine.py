@@ -48,6 +48,7 @@ DEEPSEARCH_TRIALS = 4  # on top
 MOST_TRIALS = 100
 TRIAL_EPOCHS = 2  # where neither epochs nor minutes are given
 FINAL_EPOCHS = 10
+FINALISTS = 3  # where trials and not minutes end the search
 
 
 class Engine:
@@ -296,9 +297,9 @@ def _effort(config: Config, bench: Workbench[Any], spending: Spending, decide: D
     """Epochs as configured; where only minutes are given, as many as fit."""
     trial, final = config.fine_tuner.epochs, config.full_trainer.epochs
     if config.budget.minutes is None:
-        return Effort(trial or TRIAL_EPOCHS, final or FINAL_EPOCHS)
+        return Effort(trial or TRIAL_EPOCHS, final or FINAL_EPOCHS, FINALISTS)
     fitting = decide("trial epochs", lambda: _fitting_epochs(config, bench, spending))
-    return Effort(min(trial or fitting, fitting), final)
+    return Effort(min(trial or fitting, fitting), final, MOST_TRIALS)
 
 
 def _fitting_epochs(config: Config, bench: Workbench[Any], spending: Spending) -> int:

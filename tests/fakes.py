@@ -66,7 +66,9 @@ class FakeBench:
     def propose(self) -> list[Choice]:
         self.calls.append("propose")
         removals = [Choice("block_removal", layer, {"removed": True}) for layer in LAYERS]
-        return removals + [Choice("static_int8", layer, {"bits": 8}) for layer in LAYERS]
+        numbers = [Choice("static_int8", layer, {"bits": 8}) for layer in LAYERS]
+        wanted = self.job.config.techniques or ("block_removal", "static_int8")
+        return [choice for choice in removals + numbers if choice.technique in wanted]
 
     def layers(self) -> Mapping[str, LayerState]:
         return LAYERS

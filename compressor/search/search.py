@@ -20,12 +20,13 @@ from compressor.search.variants import Variants
 
 logger = get_logger(__name__)
 
-PROMISING_DROP = 3.0  # of delta, after a short fine-tune; then what finalists win back says it
-SEARCH_SHARE = 0.4  # of the time that is left goes into trials
-FINISH_SHARE = 0.6  # of what is then left goes into the first finalist, and so on
-TURNS = 3  # of trials and finalists
+KEPT_DROP = 1 / 3  # first guess: the part of a trial's drop that is left after a full fine-tune
+LARGEST_DROP = 8.0  # of delta: no trial that lost more is finished
+WIDENING = 1.5  # of the allowed drop, when time is left and nothing promising
+SEARCH_SHARE = 0.3  # of the time that is left goes into trials
+FINISH_SHARE = 0.6  # of what is then left goes into the finalist, and so on
+TURNS = 12  # of trials and finalists
 MIN_EPOCH_SECONDS = 1e-3  # no division by zero where a test's epoch takes no time
-FINISHERS = 2  # in a turn
 
 Decide = Callable[[str, Callable[[], int]], int]
 
@@ -84,10 +85,12 @@ class Effort:
     Attributes:
         trial_epochs: of each short fine-tune.
         final_epochs: of each full one; None is as many as the minutes allow.
+        finalists: full fine-tunes at most.
     """
 
     trial_epochs: int
     final_epochs: int | None
+    finalists: int
 
 
 class Search:
@@ -133,8 +136,8 @@ class Search:
     def run(self, numbers_only: Plan) -> VariantRecord | None:
         """The best variant within delta; None if there is none.
 
-        What the first finalist wins back by its full fine-tune says how far a trial may drop, so
-        trials and finalists take turns until the time or the trials are used up.
+        How much of its drop a finalist keeps says how far a trial may drop, so trials and
+        finalists take turns until the time or the trials are used up.
 
         Args:
             numbers_only: the plan that changes numbers alone: no fine-tuning, judged first.
@@ -144,13 +147,16 @@ class Search:
             record = self._make(numbers, epochs=0)
             if not self.goal.holds(record):
                 self._relax(record)
-        allowed = PROMISING_DROP * self.goal.delta
+        allowed = self.goal.delta / KEPT_DROP
         for turn in range(TURNS):
             self._explore(allowed, turn)
-            won_back = self._finish(allowed)
-            if won_back is None:
+            kept = self._finish(allowed)
+            if kept is not None:
+                allowed = self.goal.delta / kept
+            elif allowed < self.goal.delta * LARGEST_DROP and self._may_finish_more():
+                allowed *= WIDENING
+            else:
                 break
-            allowed = max(self.goal.delta + won_back, self.goal.delta)
         return best_record(self.goal, self.records)
 
     def _explore(self, allowed: float, turn: int) -> None:
@@ -171,29 +177,30 @@ class Search:
                 advance(1, self._sentence(record))
 
     def _finish(self, allowed: float) -> float | None:
-        """Fine-tune in full, cheapest plan first, until one is within delta.
+        """Fine-tune the cheapest promising trial in full.
 
         Returns:
-            How much of the metric the last one won back; None if nothing was finished.
+            The part of its drop that it kept; None if nothing was finished.
         """
-        won_back = None
-        with self._progress.task("finish", total=None) as advance:
-            for proposal, trial in self._finalists(allowed):
-                epochs = self._decide(f"finish {trial.id}", partial(self._affordable, trial))
-                if epochs < max(self._effort.trial_epochs, 1):
-                    logger.info("no time is left to finish variant %s", trial.id)
-                    break
-                self._finished.add(trial.id)
-                record = self._make(proposal, epochs=epochs, start=trial, is_final=True)
-                advance(1, self._sentence(record))
-                if record.status != "done":
-                    continue
-                won_back = self.goal.drop(trial) - self.goal.drop(record)
-                if not self.goal.holds(record):
-                    record = self._relax(record)
-                if self.goal.holds(record):
-                    break
-        return won_back
+        if not self._may_finish_more():
+            return None
+        for proposal, trial in self._finalists(allowed):
+            epochs = self._decide(f"finish {trial.id}", partial(self._affordable, trial))
+            if epochs < max(self._effort.trial_epochs, 1):
+                logger.info("no time is left to finish variant %s", trial.id)
+                return None
+            self._finished.add(trial.id)
+            record = self._make(proposal, epochs=epochs, start=trial, is_final=True)
+            if record.status != "done":
+                continue
+            if not self.goal.holds(record):
+                self._relax(record)
+            kept = self.goal.drop(record) / max(self.goal.drop(trial), self.goal.delta)
+            return min(max(kept, 1 / LARGEST_DROP), 1.0)
+        return None
+
+    def _may_finish_more(self) -> bool:
+        return len(self._finished) < self._effort.finalists
 
     def _finalists(self, allowed: float) -> list[tuple[Proposal, VariantRecord]]:
         """Trials that may hold and be the best once they are finished, cheapest first."""
@@ -206,7 +213,7 @@ class Search:
             and self._value(trial) < limit
             and trial.id not in self._finished
         ]
-        return sorted(fitting, key=lambda item: self._value(item[1]))[:FINISHERS]
+        return sorted(fitting, key=lambda item: self._value(item[1]))
 
     def _relax(self, record: VariantRecord) -> VariantRecord:
         """Leave the layers that quantization hurts most in float, as few as suffice."""

@@ -20,7 +20,7 @@ from compressor.search.space import Space
 DAMAGE_PER_PERCENT = 0.4  # first guess: nats of divergence that a drop of 1 % of the metric allows
 MIN_DAMAGE = 1e-4
 MAX_DAMAGE = 5.0  # outputs that have nothing to do with the reference's any more
-RESOLUTION = 1.1  # a bracket narrower than this ratio of damages is decided
+RESOLUTION = 1.2  # a bracket narrower than this ratio of damages is decided
 LARGEST_STEP = 4.0  # proportionality is not believed further than this
 
 
