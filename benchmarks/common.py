@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -15,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compressor.hardware import describe_machine
+
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy")
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -37,38 +36,32 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def finish(
-    rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace, started: float
+    rows: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, float],
+    arguments: argparse.Namespace,
+    started: float,
 ) -> None:
-    """Print the rows as a table with the record below; write both where --json says.
+    """Print the rows as a table with summary and record below; write all where --json says.
 
     Args:
         rows: one mapping a row, with the same keys in the same order.
+        summary: the few numbers that say how it went.
         arguments: of `make_parser`.
         started: `time.monotonic()` at the beginning.
     """
     record = {
-        **describe_run(arguments.seed),
+        **describe_machine(),
+        "seed": arguments.seed,
+        "command": _command(),
         "minutes": round((time.monotonic() - started) / 60, 2),
     }
     print(markdown_table(rows))
     print()
-    print("; ".join(f"{key}: {value}" for key, value in record.items()))
+    for name, value in {**summary, **record}.items():
+        print(f"{name}: {_dress(value)}")
     if arguments.json:
-        text = json.dumps({"record": record, "rows": [dict(row) for row in rows]}, indent=1)
-        arguments.json.write_text(text + "\n")
-
-
-def describe_run(seed: int) -> dict[str, Any]:
-    """Machine, versions, seed and command, for whoever wants to measure it again."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
-        "seed": seed,
-        "command": _command(),
-    }
+        document = {"summary": dict(summary), "rows": [dict(row) for row in rows], **record}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -110,15 +103,6 @@ def _dress(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def _command() -> str:

@@ -46,6 +46,7 @@ ROUND_TO = 16  # ONNX Runtime's float kernels step there
 TEMPERATURE = 4.0
 TASK_WEIGHT = 0.1
 LEARNING_RATE = 0.02
+DELTA = 1.0  # points of accuracy that the summary's rows may lose
 
 Loaders = dict[str, TrainLoader | TestLoader]
 
@@ -59,7 +60,22 @@ def main() -> None:
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             rows += compare(name, loaders, Path(folder), arguments)
-    finish(rows, arguments, started)
+    summary = {
+        f"{name}_best_latency_ratio": max(
+            row["latency ratio, batch 1"]
+            for row in rows
+            if row["model"] == name and row["accuracy %"] >= float_accuracy(rows, name) - DELTA
+        )
+        for name in arguments.models
+    }
+    finish(rows, summary, arguments, started)
+
+
+def float_accuracy(rows: list[dict[str, Any]], name: str) -> float:
+    """Of the float32 file."""
+    return float(
+        next(r["accuracy %"] for r in rows if r["model"] == name and r["file"] == "float32")
+    )
 
 
 def compare(

@@ -26,7 +26,9 @@ BASE = "import torch"
 def main() -> None:
     arguments = make_parser(__doc__).parse_args()
     started = time.monotonic()
-    finish(measure(rounds=2 if arguments.quick else 11), arguments, started)
+    rows = measure(rounds=2 if arguments.quick else 11)
+    summary = {f"{row['program']} / {BASE}": row[f"of `{BASE}`"] for row in rows}
+    finish(rows, summary, arguments, started)
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:

@@ -159,6 +159,7 @@ class VariantRecord:
         predicted: what the allocation promised: "cost" on the objective's scale, "damage".
         epochs: fine-tuned so long.
         seconds: spent on building, recovering and judging.
+        looks: evaluations of the judged split that it took.
         is_final: fine-tuned in full.
         reason: why it failed, or what decided about it.
     """
@@ -171,6 +172,7 @@ class VariantRecord:
     predicted: Mapping[str, float] = field(default_factory=dict)
     epochs: int = 0
     seconds: float = 0.0
+    looks: int = 0
     is_final: bool = False
     reason: str = ""
 

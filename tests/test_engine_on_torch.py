@@ -236,7 +236,7 @@ def test_a_second_run_reads_the_result(
     assert again._job.eval_func.calls == 0
     assert again.result is not None
     assert engine.result is not None
-    assert again.result.to_json() == json.loads(json.dumps(engine.result.to_json()))
+    assert json.dumps(again.result.to_json()) == json.dumps(engine.result.to_json())
     images, _ = next(iter(data["test"]))
     assert model(images).equal(small(images))
 

@@ -72,7 +72,7 @@ class Workbench(Protocol[Model]):
         """The reference: its metrics in torch, its cost on the target in float32."""
 
     def use_baseline(self, baseline: Judged) -> None:
-        """Report latencies on the scale of `baseline`, which may be of an earlier process."""
+        """Take what an earlier process measured: latencies are reported on its scale."""
 
     def target(self) -> Mapping[str, Any]:
         """Where costs are measured: runtime, device, threads, batch_size, hardware."""
@@ -125,7 +125,7 @@ class Workbench(Protocol[Model]):
         """The deployed file as something that is called like the model."""
 
     def looks(self) -> int:
-        """How many times the judged split was evaluated."""
+        """How many times the judged split was evaluated in this process."""
 
 
 class Framework(Protocol):

@@ -74,7 +74,7 @@ class TorchBench:
         self._progress = progress
         self._lost: list[str] = []
         self._looks = 0
-        self._baseline_ms = 1.0
+        self._baseline: Judged | None = None
         self._deployment = Deployment(self.config.target, run_dir / "reference")
 
     # check ------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class TorchBench:
         return [*self._lost, *quarantined]
 
     def looks(self) -> int:
-        """Evaluations of the judged split."""
+        """Evaluations of the judged split in this process."""
         return self._looks
 
     # profile ----------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ class TorchBench:
         return Judged(metrics, self._cost(self.reference, deployed.size_bytes, timing.median_ms))
 
     def use_baseline(self, baseline: Judged) -> None:
-        """Report latencies on the scale of `baseline`, which may be of an earlier process."""
-        self._baseline_ms = baseline.cost.latency_ms
+        """Take what an earlier process measured: latencies are reported on its scale."""
+        self._baseline = baseline
 
     # propose and sense ------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class TorchBench:
                 self._evaluate(files.deployed.module, split),
                 self._cost(model, files.deployed.size_bytes, latency_ms),
             ),
-            reference_metrics=self._evaluate(self.reference, split),
+            reference_metrics=self._reference_metrics(split),
             parity=files.parity,
             notes=files.notes,
         )
@@ -316,8 +316,14 @@ class TorchBench:
             model, self.subset.inputs, lambda m, inputs: inputs.to(self.device).call(m)
         )
 
+    def _reference_metrics(self, split: str) -> Mapping[str, float]:
+        assert self._baseline is not None
+        if split == self.config.eval_split:
+            return self._baseline.metrics
+        return self._evaluate(self.reference, split)
+
     def _evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        self._looks += 1
+        self._looks += split == self.config.eval_split
         return self.task.evaluate(model, self.data[split], self.config.device)
 
     def _cost(self, model: nn.Module, size_bytes: int, latency_ms: float) -> Cost:
@@ -328,9 +334,13 @@ class TorchBench:
 
     def _latency_ms(self, module: nn.Module) -> float:
         """On the scale of the baseline; see `Deployment.time_beside`."""
+        assert self._baseline is not None
         deployed = self._deployment.reference(self.reference, self.example)
         return self._deployment.time_beside(
-            deployed.module, module, self.example, reference_ms=self._baseline_ms
+            deployed.module,
+            module,
+            self.example,
+            reference_ms=self._baseline.cost.latency_ms,
         )
 
     def _lose(self, sentence: str) -> None:

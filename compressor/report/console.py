@@ -64,7 +64,7 @@ def verdict(certificate: Certificate) -> str:
     return (
         f"{c.metric_name} {c.reference_metric:.4g} -> {c.metric:.4g}, {within} delta {c.delta:g}, "
         "measured on "
-        f"the exported file ({c.split} split, evaluated {c.looks} times in this run)."
+        f"the exported file (split {c.split!r}, evaluated {c.looks} times in all)."
     )
 
 

@@ -58,7 +58,7 @@ def make_certificate(
         judged: the file to deploy.
         parity: of the float file with the torch model.
         target: where costs were measured.
-        looks: how many times `split` was evaluated in this run.
+        looks: how many models' evaluations on `split` led here.
         split: that the metric is of.
         notes: what a reader must know besides.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,8 @@ from compressor.result import Cost, Plan, VariantRecord, canonical_json, digest
 from compressor.search.study import Study
 
 logger = get_logger(__name__)
+
+FIT, DEPLOYED = TEMPORARY = ("fit", "deployed")  # folders of a variant that end with its making
 
 
 class Judged(Protocol):
@@ -46,6 +49,9 @@ class Bench(Protocol):
 
     def load(self, folder: Path) -> Any:
         """Read them back."""
+
+    def looks(self) -> int:
+        """How many times the judged split was evaluated in this process."""
 
 
 class Variants:
@@ -87,7 +93,7 @@ class Variants:
         if known is not None:
             logger.info("variant %s is known: %s", variant_id, known.status)
             return known
-        began = time.monotonic()
+        began, looks = time.monotonic(), self._bench.looks()
         try:
             record = self._make(variant_id, plan, epochs, start, is_final)
         except StudyError:
@@ -101,18 +107,17 @@ class Variants:
             epochs=epochs + (start.epochs if start else 0),
             is_final=is_final,
             seconds=time.monotonic() - began,
+            looks=self._bench.looks() - looks,
         )
         write_text(self._folder / variant_id / "metrics.json", canonical_json(record.to_json()))
         self._study.tell(record)
+        for name in TEMPORARY:
+            shutil.rmtree(self._folder / variant_id / name, ignore_errors=True)
         return record
-
-    def folder(self, record: VariantRecord) -> Path:
-        """Where the variant's files are."""
-        return self._folder / record.id
 
     def load(self, record: VariantRecord) -> Any:
         """The variant's model."""
-        return self._bench.load(self.folder(record) / "model")
+        return self._bench.load(self._folder / record.id)
 
     def _make(
         self, variant_id: str, plan: Plan, epochs: int, start: VariantRecord | None, is_final: bool
@@ -121,7 +126,7 @@ class Variants:
         write_text(folder / "plan.json", canonical_json(plan.to_json()))
         model = self.load(start) if start else self._bench.build(plan)
         if epochs:
-            self._bench.recover(model, plan, epochs, folder / "fit", is_final=is_final)
-        judged = self._bench.judge(model, plan, folder / "deployed")
-        self._bench.save(model, folder / "model")
+            self._bench.recover(model, plan, epochs, folder / FIT, is_final=is_final)
+        judged = self._bench.judge(model, plan, folder / DEPLOYED)
+        self._bench.save(model, folder)
         return VariantRecord(variant_id, plan, "done", dict(judged.metrics), judged.cost)
