@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.config import Config
-from compressor.errors import ModelError
+from compressor.errors import ConfigError, ModelError
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_batches
 from compressor.frameworks.defaults import make_task
@@ -71,6 +71,7 @@ class TorchBench:
         self.task = make_task(job)
         self.reference = copy_model(job.model).to(self.device).eval()
         self.task.forward_pass.infer_sampler(first_batch(self.data["train"]))
+        self.techniques = _make_techniques(self.config)
         self._progress = progress
         self._lost: list[str] = []
         self._looks = 0
@@ -265,14 +266,6 @@ class TorchBench:
         return inputs.with_batch(min(max(inputs.batch_size, 2), EXAMPLE_SAMPLES))
 
     @cached_property
-    def techniques(self) -> dict[str, Technique]:
-        """One instance of each technique that is wanted and that the target can use."""
-        names = list(self.config.techniques or TECHNIQUES.names())
-        if self.config.optimization == "quantization":
-            names = [name for name in names if TECHNIQUES.get(name).stage is Stage.NUMBERS]
-        return {name: TECHNIQUES.get(name)() for name in names}
-
-    @cached_property
     def context(self) -> TechniqueContext:
         """What the techniques may know."""
         multiple = WIDTH_MULTIPLE[self.config.optimization]
@@ -280,6 +273,7 @@ class TorchBench:
             inputs=self.example,
             width_multiple=multiple,
             min_width=multiple,
+            importance=self.config.importance,
             accumulate_gradients=self._accumulate_gradients,
             runtime_layers=self._int8_layers,
         )
@@ -346,3 +340,21 @@ class TorchBench:
     def _lose(self, sentence: str) -> None:
         logger.warning("%s", sentence)
         self._lost.append(sentence)
+
+
+def _make_techniques(config: Config) -> dict[str, Technique]:
+    """One instance of each that is wanted; `quantization` wants those that change numbers alone.
+
+    Raises:
+        ConfigError: if there is no technique of a name, or none is left.
+    """
+    names = list(config.techniques or TECHNIQUES.names())
+    classes = {name: TECHNIQUES.get(name) for name in names}
+    if config.optimization == "quantization":
+        classes = {name: cls for name, cls in classes.items() if cls.stage is Stage.NUMBERS}
+    if not classes:
+        raise ConfigError(
+            f"techniques={names} has none that quantizes, and optimization='quantization'. Add "
+            "'static_int8', or choose another optimization."
+        )
+    return {name: cls() for name, cls in classes.items()}

@@ -1,0 +1,87 @@
+"""The values of a run, and their JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from compressor.errors import StudyError
+from compressor.result import Certificate, Choice, Cost, Parity, Plan, Result, VariantRecord, digest
+
+NARROW = Choice("channel_pruning", "conv1", {"kept": [0, 2]}, "2 of 4 channels", ("conv1", "bn1"))
+REMOVE = Choice("block_removal", "layer1.0", {"removed": True}, "removed")
+CERTIFICATE = Certificate(
+    metric_name="accuracy",
+    metric=90.5,
+    reference_metric=91.0,
+    delta=1.0,
+    within_delta=True,
+    latency_ratio=2.0,
+    size_ratio=4.0,
+    macs_ratio=1.5,
+    params_ratio=1.2,
+    latency_ms=0.5,
+    reference_latency_ms=1.0,
+    size_bytes=250,
+    reference_size_bytes=1000,
+    macs=100,
+    reference_macs=150,
+    params=50,
+    reference_params=60,
+    parity=Parity(1e-6, 1e-7, 32),
+    target={"runtime": "onnxruntime"},
+    looks=7,
+    notes=("a note",),
+)
+
+
+def through_json(value: object) -> object:
+    return json.loads(json.dumps(value))
+
+
+def test_plans_are_equal_whatever_the_order_of_their_choices() -> None:
+    assert Plan((NARROW, REMOVE)) == Plan((REMOVE, NARROW))
+    assert Plan((NARROW, REMOVE)).digest == Plan((REMOVE, NARROW)).digest
+    assert Plan((NARROW,)).digest != Plan((REMOVE,)).digest
+
+
+def test_a_label_does_not_make_another_plan() -> None:
+    other = Choice("block_removal", "layer1.0", {"removed": True}, "left out")
+    assert Plan((REMOVE,)).digest == Plan((other,)).digest
+    assert REMOVE.key == other.key
+
+
+def test_a_plan_survives_json() -> None:
+    plan = Plan((NARROW, REMOVE))
+    assert Plan.from_json(through_json(plan.to_json())) == plan
+
+
+def test_parts_of_a_plan_are_taken_by_technique() -> None:
+    plan = Plan((NARROW, REMOVE))
+    assert plan.of("block_removal") == Plan((REMOVE,))
+    assert plan.describe() == "1 block_removal, 1 channel_pruning"
+    assert Plan().describe() == "nothing changed"
+
+
+def test_a_record_survives_json_and_keys_of_a_newer_version_are_left_out() -> None:
+    record = VariantRecord("a", Plan((NARROW,)), "done", {"accuracy": 1.0}, Cost(1, 2, 3, 4.0, 5))
+    values = through_json(record.to_json())
+    assert isinstance(values, dict)
+    assert VariantRecord.from_json({**values, "of_a_newer_version": 1}) == record
+
+
+def test_a_certificate_survives_json() -> None:
+    assert Certificate.from_json(through_json(CERTIFICATE.to_json())) == CERTIFICATE  # type: ignore
+
+
+def test_a_result_of_a_newer_schema_is_refused() -> None:
+    result = Result(None, CERTIFICATE, [], [], {}, Plan())
+    values = {**result.to_json(), "schema_version": 99}
+    with pytest.raises(StudyError, match="schema version 99"):
+        Result.from_json(values, None, lambda: None)
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2, 3]}) == digest({"b": [2, 3], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
