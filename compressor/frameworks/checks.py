@@ -89,16 +89,16 @@ def _check_loss(task: Task, model: nn.Module, batch: Any) -> None:
             "gives it."
         ) from error
     total = torch.stack([term.float() for term in terms.values()]).sum()
-    if not torch.isfinite(total):
-        values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
+    if not bool(total.isfinite()):
+        values = ", ".join(f"{name}={term.item():g}" for name, term in terms.items())
         raise LossError(
-            f"The loss is not finite on the first training batches: {values}. Check the targets "
-            "and the inputs' scale."
+            f"The loss is not finite on the first training batches: {values}. Check targets and "
+            "the scale of the inputs."
         )
     if not total.requires_grad:
         raise LossError(
-            "The loss has no gradient. Compute it from the model's outputs, without `.detach()`, "
-            "`.item()` or `torch.no_grad()`."
+            "The loss does not depend on the model: it has no gradient. Compute it from what the "
+            "model returns, without `.detach()`, `.item()` or `torch.no_grad()`."
         )
     model.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]
