@@ -145,8 +145,9 @@ class Engine:
         spending = Spending(
             config.budget.minutes, _trials(config), already_seconds=run.seconds(key)
         )
-        bench.check()
-        reference = _profile(bench, run)
+        with progress.task("check and profile the reference", total=None):
+            bench.check()
+            reference = _profile(bench, run)
         goal = _goal(config, reference)
         choices = bench.propose()
         strategy = _sense(bench, choices, goal, run, progress)
@@ -168,7 +169,8 @@ class Engine:
         logger.info("the search ended after %.0f s", spending.seconds)
         plan = best.plan if best else Plan()
         model = variants.load(best) if best else bench.build(plan)
-        exported = bench.export(model, plan, run.exports)
+        with progress.task("export and certify", total=None):
+            exported = bench.export(model, plan, run.exports)
         result = Result(
             model=model,
             certificate=_certify(bench, goal, reference, exported, config, search.records),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.config import Config
-from compressor.errors import ConfigError, ModelError
+from compressor.errors import ConfigError, ExportError, ModelError
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_batches
 from compressor.frameworks.defaults import make_task
@@ -85,11 +85,12 @@ class TorchBench:
         check_batches(self.task, self.reference, self.data, self.device, self.config.seed)
         try:
             export_graph(copy_model(self.reference).cpu(), self.example)
-        except ModelError as error:
+            self._deployment.reference(self.reference, self.example)
+        except (ModelError, ExportError) as error:
             self._deployment = self._deployment.without_export()
             self._lose(
-                f"{error} Without a graph there is no ONNX file, no int8 and no block removal: "
-                "channels are pruned, and the model is measured in torch."
+                f"{error} The model is measured in torch instead, without int8; a technique that "
+                "needs its graph is left out."
             )
 
     def digest(self) -> str:
@@ -209,11 +210,14 @@ class TorchBench:
 
     def judge(self, model: nn.Module, plan: Plan, folder: Path) -> Judged:
         """Deploy as `plan` says, evaluate the deployed model, measure it beside the reference."""
-        deployed = self._deployment.deploy(model, self.example, folder, plan, self.subset.inputs)
-        return Judged(
-            self._evaluate(deployed.module, self.config.eval_split),
-            self._cost(model, deployed.size_bytes, self._latency_ms(deployed.module)),
-        )
+        with self._progress.task("judge", total=None):
+            deployed = self._deployment.deploy(
+                model, self.example, folder, plan, self.subset.inputs
+            )
+            return Judged(
+                self._evaluate(deployed.module, self.config.eval_split),
+                self._cost(model, deployed.size_bytes, self._latency_ms(deployed.module)),
+            )
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Structure and weights, without pickle."""
@@ -270,7 +274,7 @@ class TorchBench:
         """What the techniques may know."""
         multiple = WIDTH_MULTIPLE[self.config.optimization]
         return TechniqueContext(
-            inputs=self.example,
+            inputs=self.example.to(self.device),
             width_multiple=multiple,
             min_width=multiple,
             importance=self.config.importance,

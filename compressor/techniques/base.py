@@ -44,7 +44,7 @@ class TechniqueContext:
     """What a technique may know about the job.
 
     Attributes:
-        inputs: one batch for tracing, on the CPU.
+        inputs: of one call, for tracing, on the device of the model.
         width_multiple: kept widths are multiples of this, because of how the target's kernels step.
         min_width: no narrower; a layer that already is stays as it is.
         importance: name of the criterion that ranks channels.
