@@ -164,7 +164,9 @@ class Search:
         deadline = self._spending.seconds + self._spending.seconds_left * SEARCH_SHARE
         with self._progress.task("search", total=self._spending.trials_left) as advance:
             while self._spending.trials_left > 0:
-                proposal = self._strategy.ask(allowed)
+                best = best_record(self.goal, self.records)
+                cost_below = best.predicted["cost"] if best else math.inf
+                proposal = self._strategy.ask(allowed, cost_below=cost_below)
                 if proposal is None or not self._decide(
                     f"turn {turn} try {proposal.plan.digest}",
                     lambda: self._spending.seconds < deadline,

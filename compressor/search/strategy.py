@@ -50,13 +50,18 @@ class DamageSearch:
         self._told: list[tuple[float, float]] = []  # damage, drop
         self._asked: set[str] = {Plan().digest}
 
-    def ask(self, allowed: float) -> Proposal | None:
-        """The next plan, for a drop of `allowed`; None when nothing new is in the bracket."""
+    def ask(self, allowed: float, *, cost_below: float = math.inf) -> Proposal | None:
+        """The next plan, for a drop of `allowed`; None when nothing new is in the bracket.
+
+        Args:
+            allowed: drop of the metric.
+            cost_below: of the best so far; a plan that costs more teaches nothing.
+        """
         holds, fails = self._bracket(allowed)
         damage = self._next(holds, fails, allowed)
         while holds * RESOLUTION < fails:
             proposal = self.at(damage)
-            if proposal is not None and proposal.plan.digest not in self._asked:
+            if proposal is not None and self._is_new(proposal, cost_below):
                 self._asked.add(proposal.plan.digest)
                 return proposal
             # Plans are discrete: up to this damage there is nothing new.
@@ -81,6 +86,9 @@ class DamageSearch:
         return Proposal(
             self._space.plan(options), self._problem.cost(options), self._problem.damage(options)
         )
+
+    def _is_new(self, proposal: Proposal, cost_below: float) -> bool:
+        return proposal.plan.digest not in self._asked and proposal.cost < cost_below
 
     def _bracket(self, allowed: float) -> tuple[float, float]:
         """The largest damage that held, and the smallest above it that did not."""

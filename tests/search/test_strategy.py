@@ -76,6 +76,17 @@ def test_a_larger_allowance_proposes_at_least_as_much_damage() -> None:
     assert large.cost < small.cost
 
 
+def test_a_plan_that_costs_more_than_the_best_is_not_proposed() -> None:
+    strategy = make()
+    proposal = strategy.ask(1.0, cost_below=6.0)
+    assert proposal is not None
+    assert proposal.cost < 6.0
+    strategy.tell(proposal, math.inf)
+    while (proposal := strategy.ask(1.0, cost_below=6.0)) is not None:
+        assert proposal.cost < 6.0
+        strategy.tell(proposal, math.inf)
+
+
 def test_plans_that_break_a_limit_are_not_proposed() -> None:
     strategy = make(limit=8.0)
     proposal = strategy.ask(1.0)
