@@ -132,6 +132,7 @@ class Search:
         self._progress = progress
         self._trials: list[tuple[Proposal, VariantRecord]] = []
         self._finished: set[str] = set()
+        self._is_out_of_time = False
 
     def run(self, numbers_only: Plan) -> VariantRecord | None:
         """The best variant within delta; None if there is none.
@@ -190,6 +191,7 @@ class Search:
             epochs = self._decide(f"finish {trial.id}", partial(self._affordable, trial))
             if epochs < max(self._effort.trial_epochs, 1):
                 logger.info("no time is left to finish variant %s", trial.id)
+                self._is_out_of_time = True
                 return None
             self._finished.add(trial.id)
             record = self._make(proposal, epochs=epochs, start=trial, is_final=True)
@@ -202,7 +204,7 @@ class Search:
         return None
 
     def _may_finish_more(self) -> bool:
-        return len(self._finished) < self._effort.finalists
+        return not self._is_out_of_time and len(self._finished) < self._effort.finalists
 
     def _finalists(self, allowed: float) -> list[tuple[Proposal, VariantRecord]]:
         """Trials that may hold and be the best once they are finished, cheapest first."""

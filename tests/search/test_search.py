@@ -1,0 +1,117 @@
+"""The search's turns, on variants that are numbers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from compressor.progress import SILENT
+from compressor.result import Choice, Cost, Plan, VariantRecord
+from compressor.search.budget import Spending
+from compressor.search.search import Effort, Goal, Search
+from compressor.search.space import LayerChange, LayerState, Space
+from compressor.search.strategy import DamageSearch
+
+LAYERS = {f"layer{i}": LayerState(8, 8) for i in range(20)}
+CHOICES = [Choice("block_removal", layer, {"removed": True}) for layer in LAYERS]
+DAMAGE = {choice.key: 0.05 * (i + 1) for i, choice in enumerate(CHOICES)}
+GOAL = Goal("accuracy", 90.0, 1.0, is_larger_better=True, resource="macs")
+EPOCH_SECONDS = 10.0
+
+
+def macs(_: str, state: LayerState) -> float:
+    return 0.0 if state.is_removed else 1.0
+
+
+class Numbers:
+    """Variants that lose a point per damage, of which training keeps half, then less."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock = clock
+        self.ids: Iterator[int] = itertools.count()
+
+    def make(
+        self,
+        plan: Plan,
+        *,
+        epochs: int,
+        predicted: Mapping[str, float],
+        start: VariantRecord | None = None,
+        is_final: bool = False,
+    ) -> VariantRecord:
+        total = epochs + (start.epochs if start else 0)
+        self.clock[0] += epochs * EPOCH_SECONDS
+        lost = 4.0 * predicted["damage"] / (1 + total / 2)
+        return VariantRecord(
+            f"v{next(self.ids)}",
+            plan,
+            "done",
+            {"accuracy": 90.0 - lost},
+            Cost(1, int(100 * predicted["cost"]), 1, 1.0),
+            predicted,
+            total,
+            seconds=epochs * EPOCH_SECONDS,
+            is_final=is_final,
+        )
+
+
+def run(minutes: float | None, trials: int = 100, **effort: Any) -> tuple[Search, float]:
+    """The search, and the seconds that it took."""
+    clock = [0.0]
+    effects = {c.key: {c.site: LayerChange(removes=True)} for c in CHOICES}
+    space = Space(CHOICES, effects, LAYERS)
+    answers: dict[str, int] = {}
+    search = Search(
+        GOAL,
+        DamageSearch(space.problem(DAMAGE, macs), space, allowed_fraction=0.01),
+        Numbers(clock),  # type: ignore[arg-type]
+        Spending(minutes, trials, clock=lambda: clock[0]),
+        Effort(**{"trial_epochs": 2, "final_epochs": 20, "finalists": 100, **effort}),
+        is_number=lambda technique: technique == "static_int8",
+        decide=lambda question, compute: answers.setdefault(question, int(compute())),
+        progress=SILENT,
+    )
+    search.run(Plan())
+    return search, clock[0]
+
+
+def test_more_minutes_never_end_in_a_dearer_variant() -> None:
+    costs = []
+    for minutes in (3, 10, 30, 90):
+        search, _ = run(minutes)
+        within = [r.cost.macs for r in search.records if r.cost and GOAL.holds(r)]
+        costs.append(min(within, default=10_000))
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < costs[0]
+
+
+def test_the_minutes_are_kept_within_one_trial() -> None:
+    for minutes in (2, 5, 10, 30):
+        _, seconds = run(minutes)
+        assert seconds <= minutes * 60 + 2 * EPOCH_SECONDS
+
+
+def test_nothing_is_tried_that_there_is_no_time_to_finish() -> None:
+    """Once a finalist was left, wider and wider trials used to be made until the end."""
+    search, _ = run(10)
+    assert search._is_out_of_time
+    last_final = max(i for i, r in enumerate(search.records) if r.is_final)
+    trials_after = [r for r in search.records[last_final + 1 :] if not r.is_final]
+    assert len(trials_after) <= 2
+
+
+def test_a_finalist_teaches_how_far_a_trial_may_drop() -> None:
+    """Full training keeps little of a drop here, so deeper plans than the first guess hold."""
+    search, _ = run(None, trials=30)
+    finals = [r for r in search.records if r.is_final]
+    assert len(finals) >= 2
+    best = min(r.cost.macs for r in search.records if r.cost and GOAL.holds(r))
+    first = finals[0].cost
+    assert first is not None
+    assert best <= first.macs
+
+
+def test_no_more_finalists_than_the_effort_allows() -> None:
+    search, _ = run(None, trials=30, finalists=1)
+    assert sum(r.is_final for r in search.records) == 1
