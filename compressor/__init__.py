@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from compressor.engine import Engine
     from compressor.frameworks.torch_framework import TorchFramework
     from compressor.interfaces import (
+        Accuracy,
         DefaultTorchNativeSchedulerFactory,
         Device,
+        EvalLossFunction,
         EvaluationFunction,
         ExternalTrainingLoop,
         ForwardPass,
         LossFunction,
         NativeOptimizerFactory,
         NativeSchedulerFactory,
+        TopK,
         TorchEvaluationFunction,
         TorchForwardPass,
     )
@@ -31,10 +34,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accuracy",
     "Config",
     "DefaultTorchNativeSchedulerFactory",
     "Device",
     "Engine",
+    "EvalLossFunction",
     "EvaluationFunction",
     "ExternalTrainingLoop",
     "ForwardPass",
@@ -42,6 +47,7 @@ __all__ = [
     "NativeOptimizerFactory",
     "NativeSchedulerFactory",
     "Result",
+    "TopK",
     "TorchEvaluationFunction",
     "TorchForwardPass",
     "TorchFramework",
@@ -53,10 +59,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Accuracy": "compressor.interfaces",
     "Config": "compressor.config",
     "DefaultTorchNativeSchedulerFactory": "compressor.interfaces",
     "Device": "compressor.interfaces",
     "Engine": "compressor.engine",
+    "EvalLossFunction": "compressor.interfaces",
     "EvaluationFunction": "compressor.interfaces",
     "ExternalTrainingLoop": "compressor.interfaces",
     "ForwardPass": "compressor.interfaces",
@@ -64,6 +72,7 @@ _HOMES = {
     "NativeOptimizerFactory": "compressor.interfaces",
     "NativeSchedulerFactory": "compressor.interfaces",
     "Result": "compressor.result",
+    "TopK": "compressor.interfaces",
     "TorchEvaluationFunction": "compressor.interfaces",
     "TorchForwardPass": "compressor.interfaces",
     "TorchFramework": "compressor.frameworks.torch_framework",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,12 @@ from compressor.result import (
     from_mapping,
 )
 from compressor.search.budget import Spending
-from compressor.search.certificate import check_delta, explain_nothing, make_certificate
+from compressor.search.certificate import (
+    broken_limits,
+    check_delta,
+    explain,
+    make_certificate,
+)
 from compressor.search.run_dir import RunDir, open_run_dir
 from compressor.search.search import SEARCH_SHARE, Decide, Effort, Goal, Search, frontier
 from compressor.search.sensitivity import sense
@@ -38,6 +44,7 @@ from compressor.seeding import isolated_rng
 
 logger = get_logger(__name__)
 
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # a full or read-only disk
 RESOURCES = {
     "compression": "size_bytes",
     "quantization": "size_bytes",
@@ -49,6 +56,7 @@ DEEPSEARCH_TRIALS = 4  # on top
 MOST_TRIALS = 100
 TRIAL_EPOCHS = 2  # where neither epochs nor minutes are given
 FINAL_EPOCHS = 10
+SENSE_UNTIL = 0.6  # fraction of the minutes that is left for the search
 FINALISTS = 3  # where trials and not minutes end the search
 
 
@@ -74,12 +82,10 @@ class Engine:
             model: trained; never modified.
             config: a mapping, a `Config`, or the path of a YAML file.
             forward_pass: how a batch becomes a call of the model; default: the batch's first
-                element
-                is the input.
+                element is the input.
             eval_func: `(model, loader)` to a dict of metrics; default by the task type.
             loss_function_cls: instantiated by the engine with `loss_function_kwargs`; default by
-                the
-                task type.
+                the task type.
             loss_function_kwargs: its keywords.
 
         Raises:
@@ -124,12 +130,13 @@ class Engine:
                     bench = self.framework.open(job, folder, progress)
                     self.result = self._compress(bench, job.config, run, progress)
             except KeyboardInterrupt:
-                logger.warning(
-                    "Interrupted. What is done is saved; the same run_dir=%r goes on from it.",
-                    str(folder),
-                )
-                raise
+                raise KeyboardInterrupt(
+                    f"Interrupted. What is done is saved: run again with run_dir={str(folder)!r} "
+                    "to go on from it."
+                ) from None
             except OSError as error:
+                if error.errno not in UNWRITABLE:
+                    raise
                 raise StudyError(
                     f"Writing to {str(folder)!r} failed: {error}. What was saved before is "
                     "intact; free space and start again with the same run_dir to go on."
@@ -139,7 +146,7 @@ class Engine:
     def _compress(
         self, bench: Workbench[Any], config: Config, run: RunDir, progress: Progress
     ) -> Result:
-        key = digest([bench.digest(), _job_json(config)])
+        key = digest([bench.job_digest(), _job_json(config)])
         if _is_finished(run, key):
             return _reload(bench, run)
         spending = Spending(
@@ -150,10 +157,11 @@ class Engine:
             reference = _profile(bench, run)
         goal = _goal(config, reference)
         choices = bench.propose()
-        strategy = _sense(bench, choices, goal, run, progress)
+        strategy = _sense(bench, choices, goal, run, spending, progress)
         logger.info("%d choices are known after %.0f s", len(choices), spending.seconds)
         decide = run.decide(key, spending)
-        variants = Variants(bench, run.study, run.variants, recipe=config.recipe())
+        recipe = {**config.recipe(), "job": bench.job_digest(), "metric": goal.key}
+        variants = Variants(bench, run.study, run.variants, recipe)
         effort = _effort(config, bench, spending, decide)
         search = Search(
             goal,
@@ -167,6 +175,8 @@ class Engine:
         )
         best = search.run(Plan(tuple(c for c in choices if bench.is_number(c.technique))))
         logger.info("the search ended after %.0f s", spending.seconds)
+        reason = explain(goal, best, reference.cost, search.records, choices=len(choices))
+        best = None if reason else best
         plan = best.plan if best else Plan()
         model = variants.load(best) if best else bench.build(plan)
         with progress.task("export and certify", total=None):
@@ -180,7 +190,7 @@ class Engine:
             plan=plan,
             lost=tuple(bench.lost()),
             info={"seconds": spending.seconds, "config": config.to_json(), **describe_machine()},
-            reason="" if best else explain_nothing(goal, search.records),
+            reason=reason,
             open_runtime=lambda: bench.runtime_model(exported.artifacts),
         )
         write_text(run.result, json.dumps({**result.to_json(), "key": key}, indent=1))
@@ -192,6 +202,7 @@ def _dry(config: Config) -> Config:
     return replace(
         config,
         budget=replace(config.budget, trials=1, minutes=None),
+        export=replace(config.export, root_path=None),
         full_trainer=replace(config.full_trainer, epochs=1),
         fine_tuner=replace(config.fine_tuner, epochs=1),
     )
@@ -212,7 +223,13 @@ def _job_json(config: Config) -> dict[str, Any]:
 
 
 def _is_finished(run: RunDir, key: str) -> bool:
-    return run.result.exists() and json.loads(run.result.read_text()).get("key") == key
+    """Whether this very run ended here, and its files are still there."""
+    if not run.result.exists():
+        return False
+    values = json.loads(run.result.read_text())
+    return values.get("key") == key and all(
+        Path(path).exists() for path in values["artifacts"].values()
+    )
 
 
 def _reload(bench: Workbench[Any], run: RunDir) -> Result:
@@ -226,7 +243,7 @@ def _reload(bench: Workbench[Any], run: RunDir) -> Result:
 
 def _profile(bench: Workbench[Any], run: RunDir) -> Judged:
     """The reference on the target; measured once a study."""
-    question = f"reference {digest([bench.digest(), dict(bench.target())])}"
+    question = f"reference {digest([bench.job_digest(), dict(bench.target())])}"
     known = run.study.fact(question)
     if known is None:
         judged = bench.baseline()
@@ -259,10 +276,21 @@ def _sense(
     choices: Sequence[Choice],
     goal: Goal,
     run: RunDir,
+    spending: Spending,
     progress: Progress,
 ) -> DamageSearch:
     """Damage and cost of every choice, as a problem to be searched."""
-    damage = sense(choices, bench.damage_of, path=run.damage, key=bench.digest(), progress=progress)
+    # What changes numbers alone comes first: it must not be what the minutes do not suffice for.
+    ordered = sorted(choices, key=lambda choice: not bench.is_number(choice.technique))
+    damage = sense(
+        ordered,
+        bench.damage_of,
+        path=run.damage,
+        key=bench.digest(),
+        has_time=lambda: spending.fraction_left > SENSE_UNTIL,
+        progress=progress,
+    )
+    choices = [choice for choice in choices if choice.key in damage]
     space = Space(choices, bench.effects(choices), bench.layers())
     limits = [(bench.layer_cost(name), bound) for name, bound in goal.limits]
     with progress.task(f"{goal.resource} of each layer", total=None):
@@ -290,7 +318,7 @@ def _certify(
         target=bench.target(),
         looks=looks,
         split=config.holdout or config.eval_split,
-        notes=exported.notes,
+        notes=(*exported.notes, *broken_limits(goal, exported.judged.cost)),
     )
 
 

@@ -64,3 +64,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     question = f"Did you mean {near[0]!r}? " if near else ""
     return f"{question}Known: {', '.join(names)}."
+
+
+def first_line(error: BaseException) -> str:
+    """Class and first line of an error's message, ended by a full stop.
+
+    >>> first_line(ValueError("no such size"))
+    'ValueError: no such size.'
+    """
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -12,13 +12,14 @@ INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def describe_machine() -> dict[str, object]:
-    """Processor, cores, its int8 instructions, operating system, Python and library versions."""
+    """Processor, its int8 instructions, GPU, operating system, Python and library versions."""
     flags = cpu_flags()
     return {
         "machine": {
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
             "int8_instructions": [flag for flag in INT8_FLAGS if flag in flags],
+            "gpu": _gpu_name(),
             "system": f"{platform.system()} {platform.machine()}",
         },
         "versions": {"python": platform.python_version(), **_library_versions()},
@@ -40,6 +41,12 @@ def _cpu_name() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cpuinfo() -> list[str]:

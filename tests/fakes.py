@@ -40,12 +40,16 @@ class FakeBench:
     calls: list[str] = field(default_factory=list)
     fails_to_build: frozenset[str] = frozenset()
     int8_points: float = 0.0
+    name: str = "fake"
 
     def check(self) -> None:
         self.calls.append("check")
 
     def digest(self) -> str:
-        return "fake"
+        return self.name
+
+    def job_digest(self) -> str:
+        return self.name
 
     def baseline(self) -> Judged:
         self.calls.append("baseline")

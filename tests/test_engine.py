@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,18 @@ def test_a_larger_delta_never_gives_a_dearer_model(tmp_path: Path) -> None:
     assert macs[0] > macs[-1]
 
 
+@pytest.mark.parametrize("optimization", ["macs", "compression", "latency"])
 def test_when_nothing_holds_the_reference_is_the_answer_and_the_reason_is_said(
-    tmp_path: Path,
+    tmp_path: Path, optimization: str
 ) -> None:
     options = {"int8_points": 3.0}
     result, _ = run(
-        tmp_path, options, delta=0.001, fine_tuner={"epochs": 0}, full_trainer={"epochs": 0}
+        tmp_path,
+        options,
+        optimization=optimization,
+        delta=0.001,
+        fine_tuner={"epochs": 0},
+        full_trainer={"epochs": 0},
     )
     assert len(result.plan) == 0
     assert "none of" in result.reason
@@ -106,7 +113,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the package catches it."""
 
 
-@pytest.mark.parametrize("after", range(1, 12))
+@pytest.mark.parametrize("after", range(1, 8))
 def test_a_run_that_dies_goes_on_to_the_same_result(
     tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,14 +129,70 @@ def test_a_run_that_dies_goes_on_to_the_same_result(
         return judge(self, *args)
 
     monkeypatch.setattr(FakeBench, "judge", dying)
-    try:
+    with pytest.raises(Killed):
         run(tmp_path / "killed")
-    except Killed:
-        monkeypatch.setattr(FakeBench, "judge", judge)
-        resumed, _ = run(tmp_path / "killed")
-        assert resumed.plan == whole.plan
-        assert resumed.certificate.metric == whole.certificate.metric
-        assert [r.id for r in resumed.variants] == [r.id for r in whole.variants]
+    monkeypatch.setattr(FakeBench, "judge", judge)
+    resumed, _ = run(tmp_path / "killed")
+    assert resumed.plan == whole.plan
+    assert resumed.certificate.metric == whole.certificate.metric
+    assert [r.id for r in resumed.variants] == [r.id for r in whole.variants]
+
+
+def test_another_model_in_the_same_folder_is_not_given_the_first_ones_variants(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path)
+    _, bench = run(tmp_path, {"name": "another"})
+    assert {"baseline", "build", "judge"} <= set(bench.calls)
+
+
+def test_a_full_fine_tune_shorter_than_a_trial_is_still_made(tmp_path: Path) -> None:
+    result, _ = run(tmp_path, fine_tuner={"epochs": 2}, full_trainer={"epochs": 1}, delta=3.0)
+    assert any(record.is_final for record in result.variants)
+
+
+def test_files_that_were_deleted_are_made_again(tmp_path: Path) -> None:
+    first, _ = run(tmp_path)
+    shutil.rmtree(tmp_path / "exports")
+    again, bench = run(tmp_path)
+    assert "export" in bench.calls
+    assert "recover" not in bench.calls
+    assert again.certificate == first.certificate
+
+
+def test_an_error_of_the_users_own_files_is_not_called_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: FakeBench) -> None:
+        raise FileNotFoundError(2, "No such file", "image_17.jpg")
+
+    monkeypatch.setattr(FakeBench, "check", missing)
+    with pytest.raises(FileNotFoundError, match=r"image_17\.jpg"):
+        run(tmp_path)
+
+
+def test_a_full_disk_stops_the_run_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: FakeBench, *args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FakeBench, "save", full)
+    with pytest.raises(StudyError, match="free space and start again"):
+        run(tmp_path)
+    monkeypatch.undo()
+    assert run(tmp_path)[0].certificate.within_delta
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: FakeBench, *args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeBench, "judge", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="run again with run_dir="):
+        run(tmp_path)
+    monkeypatch.undo()
+    assert run(tmp_path)[0].certificate.within_delta
 
 
 def test_a_failed_variant_is_recorded_with_its_reason_and_the_search_goes_on(

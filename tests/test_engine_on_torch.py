@@ -508,3 +508,75 @@ def test_a_run_dir_that_cannot_be_written_is_said(
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match="cannot be written"):
         make_engine(trained, data, tmp_path / "file" / "run").run()
+
+
+def test_a_model_that_does_not_fit_the_batch_is_said_with_its_split(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="batch of split 'train'"):
+        make_engine(TinyResNet(in_channels=3), data, tmp_path).run()
+
+
+def test_optimizers_that_cannot_be_made_and_frozen_models_are_refused_before_any_work(
+    trained: nn.Module, data: dict[str, Any], tmp_path: Path
+) -> None:
+    wrong = {"optimizer": {"name": "SGD", "lr": -1.0}, "epochs": 1}
+    with pytest.raises(ConfigError, match="learning rate"):
+        make_engine(trained, data, tmp_path / "a", full_trainer=wrong).run()
+    frozen = copy.deepcopy(trained).requires_grad_(False)
+    with pytest.raises(ModelError, match="requires grad"):
+        make_engine(frozen, data, tmp_path / "b").run()
+
+
+def test_int8_alone_needs_a_runtime_that_has_it(
+    trained: nn.Module, data: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="onnxruntime"):
+        make_engine(
+            trained, data, tmp_path, optimization="quantization", target={"runtime": "eager"}
+        ).run()
+
+
+def test_the_users_loader_and_its_generator_are_as_before(
+    trained: nn.Module, data: dict[str, Any], tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    dataset = data["train"].dataset
+    loader = DataLoader(dataset, 64, shuffle=True, generator=generator)
+    before = generator.get_state()
+    engine = make_engine(trained, {**data, "train": loader}, tmp_path, budget={"trials": 1})
+    engine.run()
+    assert generator.get_state().equal(before)
+
+
+def test_the_only_metric_needs_no_key(
+    trained: nn.Module, data: dict[str, Any], tmp_path: Path
+) -> None:
+    engine = make_engine(
+        trained,
+        data,
+        tmp_path,
+        task_type="__custom__",
+        eval_func=lambda model, loader: {"score": accuracy(model, loader)},
+        budget={"trials": 1},
+    )
+    engine.run()
+    assert engine.result is not None
+    assert engine.result.certificate.metric_name == "score"
+
+
+def test_a_changed_evaluation_is_another_run(
+    trained: nn.Module, data: dict[str, Any], tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"techniques": ["static_int8"]}
+    make_engine(trained, data, tmp_path, **changes).run()
+    halved = make_engine(
+        trained,
+        data,
+        tmp_path,
+        eval_func=lambda model, loader: {"accuracy": accuracy(model, loader) / 2},
+        **changes,
+    )
+    halved.run()
+    assert halved.result is not None
+    assert halved.result.certificate.reference_metric < 60

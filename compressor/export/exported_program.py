@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from compressor.errors import ExportError
-from compressor.interfaces.inputs import ModelInputs
-from compressor.structure.trace import FORWARD_FAILURES, eval_mode, first_line
+from compressor.errors import ExportError, first_line
+from compressor.files import write_bytes
+from compressor.interfaces.inputs import ModelInputs, device_of
+from compressor.structure.trace import FORWARD_FAILURES, eval_mode
 
 
 def export_program(
@@ -59,21 +61,17 @@ def save_exported_program(model: nn.Module, inputs: ModelInputs, path: Path | st
 
     Raises:
         ExportError: if the model cannot be traced.
+        OSError: if the file cannot be written; none, or the one before, is left.
     """
-    program = export_program(model, inputs)
-    torch.export.save(program, path)
+    content = io.BytesIO()
+    torch.export.save(export_program(model, inputs), content)
+    write_bytes(Path(path), content.getbuffer())
     return Path(path)
 
 
 def load_exported_program(path: Path | str) -> nn.Module:
     """The module that `save_exported_program` wrote; called like the model."""
     return torch.export.load(path).module()
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer lies; the CPU for a model without any."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import onnx
@@ -37,14 +36,6 @@ class LayerNode:
     def weight(self) -> str:
         """Name of the weight."""
         return str(self.node.input[1])
-
-
-def layer_nodes(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-    """Names of the nodes of each layer: several for a layer that is called several times."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for layer in find_layers(Graph(proto)):
-        found[layer.name].append(layer.node.name)
-    return {name: tuple(nodes) for name, nodes in found.items()}
 
 
 def find_layers(graph: Graph) -> list[LayerNode]:

@@ -16,14 +16,14 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compressor.errors import ExportError
-from compressor.export.exported_program import device_of, export_program
+from compressor.errors import ExportError, first_line
+from compressor.export.exported_program import export_program
 from compressor.export.graph import Graph, attribute, drop_unused_constants, sort_nodes
 from compressor.export.layers import MODULE_KEY
 from compressor.export.signature import METADATA_KEY, Signature
 from compressor.files import write_bytes
-from compressor.interfaces.inputs import ModelInputs
-from compressor.structure.trace import eval_mode, first_line
+from compressor.interfaces.inputs import ModelInputs, device_of
+from compressor.structure.trace import eval_mode
 
 MAX_FILE_BYTES = 2**31 - 1  # of one protocol buffer
 

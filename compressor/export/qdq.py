@@ -38,12 +38,10 @@ class QuantizedFile:
     Attributes:
         path: of the file.
         int8_layers: names of the layers that run on integers.
-        float_layers: those that could, and do not.
     """
 
     path: Path
     int8_layers: tuple[str, ...]
-    float_layers: tuple[str, ...]
 
 
 def quantizable_layers(float_path: Path | str) -> list[str]:
@@ -90,8 +88,7 @@ def quantize_onnx(
     for value in placement.scale_of:
         writer.quantize_value(value)
     writer.finish()
-    left = tuple(name for name in quantizable_layers(float_path) if name not in int8_layers)
-    return QuantizedFile(save_onnx(proto, path), tuple(sorted(int8_layers)), left)
+    return QuantizedFile(save_onnx(proto, path), tuple(sorted(int8_layers)))
 
 
 def integer_kernels(path: Path | str) -> Counter[str]:

@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compressor.errors import ExportError
+from compressor.errors import ExportError, first_line
 from compressor.interfaces.inputs import ModelInputs
-from compressor.structure.trace import first_line
 
 METADATA_KEY = "compressor.signature"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
 
-from compressor.errors import ExportError
-from compressor.export.exported_program import device_of
-from compressor.interfaces.inputs import ModelInputs
-from compressor.structure.trace import FORWARD_FAILURES, eval_mode, first_line
+from compressor.errors import ExportError, first_line
+from compressor.files import write_bytes
+from compressor.interfaces.inputs import ModelInputs, device_of
+from compressor.structure.trace import FORWARD_FAILURES, eval_mode
 
 
 def save_torchscript(model: nn.Module, inputs: ModelInputs, path: Path | str) -> Path:
@@ -30,6 +31,7 @@ def save_torchscript(model: nn.Module, inputs: ModelInputs, path: Path | str) ->
 
     Raises:
         ExportError: if the model cannot be traced.
+        OSError: if the file cannot be written; none, or the one before, is left.
     """
     example = inputs.to(device_of(model))
     given: dict[str, Any] = {"example_inputs": example.args}
@@ -43,12 +45,14 @@ def save_torchscript(model: nn.Module, inputs: ModelInputs, path: Path | str) ->
             traced = torch.jit.trace(  # type: ignore[no-untyped-call]
                 model, **given, strict=False, check_trace=False
             )
-            torch.jit.save(traced, str(path))
         except FORWARD_FAILURES as error:
             raise ExportError(
                 f"The model cannot be traced to TorchScript: {first_line(error)} "
                 "Leave 'torchscript' out of the export formats."
             ) from error
+        content = io.BytesIO()
+        torch.jit.save(traced, content)
+    write_bytes(Path(path), content.getbuffer())
     return Path(path)
 
 

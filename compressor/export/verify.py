@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from compressor.errors import ExportError
-from compressor.export.exported_program import device_of
-from compressor.interfaces.inputs import ModelInputs, output_tensors
+from compressor.interfaces.inputs import ModelInputs, device_of, output_tensors
 from compressor.result import Parity
 from compressor.structure.trace import eval_mode
 

@@ -68,6 +68,12 @@ class Workbench(Protocol[Model]):
     def digest(self) -> str:
         """Of the reference's weights and structure, and of the data that damage is measured on."""
 
+    def job_digest(self) -> str:
+        """Of all that decides a variant's outcome besides plan and configuration.
+
+        The reference, what is known of the data, and the user's functions.
+        """
+
     def baseline(self) -> Judged:
         """The reference: its metrics in torch, its cost on the target in float32."""
 

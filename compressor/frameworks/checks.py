@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from compressor.errors import DataError, LossError
-from compressor.interfaces.data import DataLoaderView, move
+from compressor.config import Config
+from compressor.errors import DataError, LossError, first_line
+from compressor.interfaces.data import DataLoaderView, kept_generators, move, take
 from compressor.interfaces.inputs import output_tensors
+from compressor.interfaces.optimizers import make_optimizer, make_scheduler
 from compressor.interfaces.task import Task
 from compressor.seeding import isolated_rng
-from compressor.structure.trace import copy_model, first_line
+from compressor.structure.trace import copy_model
 
 TRIED_BATCHES = 2
 # What user code raises when a batch does not fit it.
@@ -29,10 +31,14 @@ USER_FAILURES = (
 )
 
 
-def check_batches(
-    task: Task, model: nn.Module, splits: dict[str, DataLoaderView], device: torch.device, seed: int
+def check_calls(
+    task: Task,
+    model: nn.Module,
+    splits: Mapping[str, DataLoaderView],
+    device: torch.device,
+    seed: int,
 ) -> None:
-    """Call the model on two batches of each split, and the loss on two of "train".
+    """Call the model on two batches of each split.
 
     Args:
         task: the user's functions.
@@ -42,15 +48,36 @@ def check_batches(
         seed: of anything random in the user's code.
 
     Raises:
-        DataError: if the model cannot be called on a batch.
+        DataError: if the model cannot be called on a batch, or returns no tensor.
+    """
+    probe = copy_model(model)
+    for name, loader in splits.items():
+        with isolated_rng(seed), kept_generators(loader):
+            for batch in take(loader, TRIED_BATCHES):
+                _check_call(task, probe, name, batch, device)
+
+
+def check_training(
+    task: Task,
+    model: nn.Module,
+    splits: Mapping[str, DataLoaderView],
+    device: torch.device,
+    config: Config,
+) -> None:
+    """Make the optimizers and schedulers, and call the loss with its gradient on two batches.
+
+    Raises:
+        ConfigError: if an optimizer or scheduler cannot be made.
+        ModelError: if no parameter of the model requires a gradient.
         LossError: if the loss raises, is not a finite scalar, or has no gradient.
     """
     probe = copy_model(model)
-    with isolated_rng(seed):
-        for name, loader in splits.items():
-            for batch in itertools.islice(loader, TRIED_BATCHES):
-                _check_call(task, probe, name, batch, device)
-        for batch in itertools.islice(splits["train"], TRIED_BATCHES):
+    if config.external_training_loop is None:
+        for settings in (config.fine_tuner, config.full_trainer):
+            optimizer = make_optimizer(settings.optimizer, probe, default_lr=0.01)
+            make_scheduler(settings.scheduler, optimizer)
+    with isolated_rng(config.seed), kept_generators(splits["train"]):
+        for batch in take(splits["train"], TRIED_BATCHES):
             _check_loss(task, probe, move(batch, device))
 
 

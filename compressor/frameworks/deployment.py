@@ -16,6 +16,7 @@ from compressor.export.exported_program import save_exported_program
 from compressor.export.onnx import export_onnx
 from compressor.export.torchscript import save_torchscript
 from compressor.export.verify import parity
+from compressor.hardware import describe_machine
 from compressor.interfaces.inputs import ModelInputs
 from compressor.logs import get_logger
 from compressor.profiling.latency import Timing
@@ -60,9 +61,15 @@ class Deployment:
         """The same on torch itself, for a model that has no graph."""
         return Deployment(replace(self._config, runtime="eager"), self._folder)
 
+    @property
+    def supports_int8(self) -> bool:
+        """Whether the target runs int8."""
+        return self.target.supports_int8
+
     def describe(self) -> dict[str, object]:
-        """Runtime, device, threads, batch size."""
+        """Runtime, device, threads, batch size, hardware."""
         return {
+            "hardware": describe_machine()["machine"],
             "runtime": self.target.name,
             "device": str(self.target.device),
             "threads": self.target.threads,
@@ -151,14 +158,19 @@ class Deployment:
             paths.setdefault("onnx", paths["onnx_float"])
         checked = None
         if "onnx_float" in paths:
-            checked = parity(model, OnnxRuntimeModel(paths["onnx_float"]), inputs)
+            try:
+                checked = parity(model, OnnxRuntimeModel(paths["onnx_float"]), inputs)
+            except ExportError as error:
+                if paths["onnx_float"] in deployed.files.values():
+                    raise
+                notes.append(f"The ONNX file does not agree with the model: {error}")
         return ExportedFiles(paths, deployed, checked, tuple(notes))
 
     def open(self, artifacts: Mapping[str, Path], load: Callable[[Path], nn.Module]) -> nn.Module:
         """The deployed model again, from its files."""
         if self.target.name == "onnxruntime":
             return OnnxRuntimeModel(artifacts["onnx"], threads=self.target.threads)
-        return load(artifacts["model_dir"])
+        return load(artifacts["model_dir"]).to(self.target.device)
 
 
 def _writers(

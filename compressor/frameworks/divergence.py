@@ -19,8 +19,7 @@ def divergence(
         outputs: for each batch, the model's floating point outputs.
         reference: the reference's, of the same batches.
         is_classifier: (N, K) outputs are logits and compared by Kullback-Leibler divergence from
-            the
-            reference, in nats; all others by squared error over the reference's mean square.
+            the reference, in nats; all others by squared error over the reference's mean square.
     """
     total, samples = 0.0, 0
     for ours, theirs in zip(outputs, reference, strict=True):

@@ -34,6 +34,7 @@ class Recovery:
     def __init__(
         self,
         config: Config,
+        metric: str,
         task: Task,
         reference: nn.Module,
         data: Mapping[str, DataLoaderView],
@@ -44,6 +45,7 @@ class Recovery:
 
         Args:
             config: optimizers, schedules, distillation, precision, seed.
+            metric: that is to be kept.
             task: has the loss.
             reference: the teacher.
             data: "train" is trained on.
@@ -51,6 +53,7 @@ class Recovery:
             progress: shows the epochs.
         """
         self._config = config
+        self._metric = metric
         self._task = task
         self._reference = reference
         self._data = data
@@ -83,8 +86,7 @@ class Recovery:
         loader: Iterable[Any] = self._data["train"]
         if settings.loop_test:
             loader = DataLoaderView(loader, max_batches=LOOP_TEST_BATCHES)
-        assert self._config.eval_key is not None
-        best = KeepBest(self._config.eval_key, self._config.metric_mode)
+        best = KeepBest(self._metric, self._config.metric_mode)
         trainer = Trainer(
             model,
             self._task.loss,
@@ -94,7 +96,7 @@ class Recovery:
             max_duration=f"{epochs}ep",
             eval_interval=f"{settings.eval_freq}ep",
             eval_skip=f"{settings.eval_skip}ep",
-            eval_key=self._config.eval_key,
+            eval_key=self._metric,
             algorithms=[*algorithms, *self._algorithms(settings)],
             callbacks=[best, *self._callbacks(settings)],
             save_dir=folder,
@@ -147,8 +149,7 @@ class Recovery:
             yield WeightAverage(settings.ema.decay_rate, settings.ema.period)
 
     def _callbacks(self, settings: TrainerConfig) -> Iterator[Callback]:
-        key, mode = self._config.eval_key, self._config.metric_mode
-        assert key is not None
+        key, mode = self._metric, self._config.metric_mode
         if settings.early_stopping_patience is not None:
             yield EarlyStopping(key, settings.early_stopping_patience, mode)
         yield ProgressBar(self._progress, metric=key)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.interfaces.data import sample_count
+from compressor.interfaces.data import kept_generators, sample_count
 from compressor.interfaces.inputs import ModelInputs, output_tensors
 from compressor.seeding import isolated_rng
 
@@ -50,7 +50,7 @@ def draw_subset(
 ) -> Subset:
     """The first batches of `loader`, until there are `samples` samples; shuffling is seeded."""
     batches, count = [], 0
-    with isolated_rng(seed):
+    with isolated_rng(seed), kept_generators(loader):
         for batch in loader:
             batches.append(batch)
             count += sample_count(batch)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from compressor.config import Config
 from compressor.errors import ConfigError, ExportError, ModelError
 from compressor.frameworks.base import Exported, Job, Judged
-from compressor.frameworks.checks import check_batches
+from compressor.frameworks.checks import check_calls, check_training
 from compressor.frameworks.defaults import make_task
 from compressor.frameworks.deployment import Deployment
 from compressor.frameworks.divergence import divergence
+from compressor.frameworks.identity import source_of, stable
 from compressor.frameworks.int8_layers import allowed_layers
 from compressor.frameworks.layer_costs import (
     costly_layers,
@@ -45,9 +46,8 @@ logger = get_logger(__name__)
 
 DRYRUN_BATCHES = 2
 EXAMPLE_SAMPLES = 32
-# How the kernels of each kind of target step (shared notes of ONNX Runtime on x86: fp32 by 16,
-# int8 by
-# 4 and never below 16); bytes and MACs do not step, but odd widths leave the fast layouts.
+# How the kernels of each kind of target step (measured for ONNX Runtime on x86: fp32 by 16, int8
+# by 4 and never below 16); bytes and MACs do not step, but odd widths leave the fast layouts.
 WIDTH_MULTIPLE = {"latency": 16, "compression": 8, "macs": 8, "quantization": 8}
 
 
@@ -71,18 +71,25 @@ class TorchBench:
         self.task = make_task(job)
         self.reference = copy_model(job.model).to(self.device).eval()
         self.task.forward_pass.infer_sampler(first_batch(self.data["train"]))
+        check_calls(self.task, self.reference, self.data, self.device, self.config.seed)
         self.techniques = _make_techniques(self.config)
+        self._job = job
         self._progress = progress
         self._lost: list[str] = []
         self._looks = 0
         self._baseline: Judged | None = None
         self._deployment = Deployment(self.config.target, run_dir / "reference")
+        if self.config.optimization == "quantization" and not self._deployment.supports_int8:
+            raise ConfigError(
+                f"optimization='quantization' needs a runtime with int8, and the target is "
+                f"{self.config.target.runtime!r}. Write target={{'runtime': 'onnxruntime'}}."
+            )
 
     # check ------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Try everything once on two batches; see `frameworks.checks`."""
-        check_batches(self.task, self.reference, self.data, self.device, self.config.seed)
+        check_training(self.task, self.reference, self.data, self.device, self.config)
         try:
             export_graph(copy_model(self.reference).cpu(), self.example)
             self._deployment.reference(self.reference, self.example)
@@ -96,6 +103,15 @@ class TorchBench:
     def digest(self) -> str:
         """Of the reference, the subset, and the task's way of comparing outputs."""
         return digest([model_digest(self.reference), self.subset.digest(), self.config.task_type])
+
+    def job_digest(self) -> str:
+        """Of reference, subset, first batch of the judged splits, and the user's functions."""
+        splits = [self.config.eval_split, *([self.config.holdout] if self.config.holdout else [])]
+        judged = [stable(first_batch(self.data[split])) for split in splits]
+        job = self._job
+        functions = (job.forward_pass, job.eval_func, job.loss_function_cls)
+        kwargs = stable(dict(job.loss_function_kwargs or {}))
+        return digest([self.digest(), judged, [source_of(f) for f in functions], kwargs])
 
     def lost(self) -> Sequence[str]:
         """What cannot be done with this model, and why."""
@@ -119,6 +135,10 @@ class TorchBench:
         metrics = self._evaluate(self.reference, self.config.eval_split)
         deployed = self._deployment.reference(self.reference, self.example)
         timing = self._deployment.time(deployed.module, self.example)
+        counted = count(self.reference, self.example.with_batch(1).to(self.device))
+        if counted.uncounted:
+            names = ", ".join(sorted(counted.uncounted))
+            self._lose(f"The MACs of these operations are not known and not counted: {names}.")
         return Judged(metrics, self._cost(self.reference, deployed.size_bytes, timing.median_ms))
 
     def use_baseline(self, baseline: Judged) -> None:
@@ -214,9 +234,10 @@ class TorchBench:
             deployed = self._deployment.deploy(
                 model, self.example, folder, plan, self.subset.inputs
             )
+            latency_ms = self._latency_ms(deployed.module)
             return Judged(
                 self._evaluate(deployed.module, self.config.eval_split),
-                self._cost(model, deployed.size_bytes, self._latency_ms(deployed.module)),
+                self._cost(model, deployed.size_bytes, latency_ms),
             )
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -285,8 +306,10 @@ class TorchBench:
     @cached_property
     def recovery(self) -> Recovery:
         """The trainer's side of the job."""
+        assert self._baseline is not None
         return Recovery(
             self.config,
+            self.config.eval_key or next(iter(self._baseline.metrics)),
             self.task,
             self.reference,
             self.data,

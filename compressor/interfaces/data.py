@@ -136,14 +136,18 @@ def move(batch: Any, device: torch.device | str, non_blocking: bool = False) -> 
     Args:
         batch: tensors in any nesting of tuple, list and mapping; also anything with `.to(device)`.
         device: of torch.
-        non_blocking: copy from pinned memory while Python goes on.
+        non_blocking: let Python go on while a GPU copies. Only a copy from pinned memory overlaps,
+            so what lies in ordinary memory of the CPU is pinned first.
 
     >>> move({"x": [torch.ones(1)], "name": "a"}, "meta")
     {'x': [tensor(..., device='meta', size=(1,))], 'name': 'a'}
     """
+    is_to_gpu = torch.device(device).type == "cuda"
 
     def to_device(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
+            if non_blocking and is_to_gpu and _can_be_pinned(leaf):
+                leaf = leaf.pin_memory()  # torch keeps the memory until the copy has been made
             return leaf.to(device, non_blocking=non_blocking)
         return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
 
@@ -188,6 +192,37 @@ def sample_count(batch: Any) -> int:
     return next((len(tensor) for tensor in tensors), 1)
 
 
+@contextmanager
+def kept_generators(loader: object) -> Iterator[None]:
+    """Put back the state of a loader's own generators: another pass leaves it as it was.
+
+    >>> own = torch.Generator().manual_seed(0)
+    >>> loader = torch.utils.data.DataLoader([1, 2, 3], shuffle=True, generator=own)
+    >>> with kept_generators(loader):
+    ...     first = list(loader)
+    >>> first == list(loader)
+    True
+    """
+    states = [(each, each.get_state()) for each in _generators(loader)]
+    try:
+        yield
+    finally:
+        for each, state in states:
+            each.set_state(state)
+
+
+def seed_generators(loader: object, seed: int) -> None:
+    """Seed a loader's own generators; a loader without any draws from the global ones."""
+    for each in _generators(loader):
+        each.manual_seed(seed)
+
+
+def _can_be_pinned(tensor: Tensor) -> bool:
+    """Whether it lies in ordinary memory; subclasses would lose their class, sparse ones fail."""
+    is_plain = type(tensor) is Tensor and tensor.layout is torch.strided
+    return is_plain and tensor.device.type == "cpu" and not tensor.is_pinned()
+
+
 def _check_loader(loader: Any, split: str) -> None:
     if isinstance(loader, Iterator):
         raise DataError(
@@ -210,21 +245,21 @@ def _check_loader(loader: Any, split: str) -> None:
 
 def _peek(loader: Iterable[Any]) -> list[Any]:
     """The first batch, or nothing; global generators and the loader's own are put back."""
-    with isolated_rng(0), _kept_generators(loader):
+    with isolated_rng(0), kept_generators(loader):
         return list(take(loader, 1))
 
 
-@contextmanager
-def _kept_generators(loader: object) -> Iterator[None]:
-    """Put back the state of the generators that a DataLoader and its sampler draw from."""
-    owners = (loader, getattr(loader, "sampler", None))
+def _generators(loader: object) -> list[torch.Generator]:
+    """Those that a DataLoader, or a view of one, and its samplers draw from."""
+    by_batch = getattr(loader, "batch_sampler", None)
+    owners = (
+        loader,
+        getattr(loader, "sampler", None),
+        by_batch,
+        getattr(by_batch, "sampler", None),
+    )
     found = [getattr(owner, "generator", None) for owner in owners]
-    states = [(item, item.get_state()) for item in found if isinstance(item, torch.Generator)]
-    try:
-        yield
-    finally:
-        for item, state in states:
-            item.set_state(state)
+    return [item for item in found if isinstance(item, torch.Generator)]
 
 
 def _names(data: Mapping[Any, Any]) -> str:

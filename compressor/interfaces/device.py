@@ -24,15 +24,22 @@ class Device(Enum):
         """The device that a user means by `value`: "GPU", "cuda", "cuda:0", a torch.device, ….
 
         Raises:
-            ConfigError: if it means none.
+            ConfigError: if it means none, or a GPU that is not the first.
         """
         if isinstance(value, cls):
             return value
         word = str(value).strip().lower()
         if word == "cpu":
             return cls.CPU
-        if word == "gpu" or word == "cuda" or word.startswith("cuda:"):
+        if word in ("gpu", "cuda", "cuda:0"):
             return cls.GPU
+        number = word.removeprefix("cuda:")
+        if word != number and number.isdecimal():
+            raise ConfigError(
+                f"device={str(value)!r} names one of several GPUs, and only the first that is "
+                f"visible is used. Set CUDA_VISIBLE_DEVICES={number} in the environment and write "
+                "'cuda'."
+            )
         raise ConfigError(f"There is no device {value!r}. Write 'CPU' or 'GPU'.")
 
     @classmethod

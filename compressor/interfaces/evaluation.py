@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError, MetricError, suggest
-from compressor.interfaces.data import DataLoaderView, move, sample_count
+from compressor.interfaces.data import DataLoaderView, kept_generators, move, sample_count
 from compressor.interfaces.device import Device
 from compressor.interfaces.forward_pass import ForwardPass, TorchForwardPass
-from compressor.interfaces.inputs import output_tensors
+from compressor.interfaces.inputs import device_of, output_tensors
 from compressor.interfaces.loss import Loss, call_loss
 from compressor.interfaces.metrics import answer_count, count_right
 
@@ -59,7 +59,7 @@ class TorchEvaluationFunction(EvaluationFunction):
             transform: of every batch, before it is used; None: none.
             kwargs: for `_compute_inference`.
         """
-        before = model_device(model)
+        before = device_of(model)
         options = {"device": Device.of(device), "transform": transform, **kwargs}
         try:
             with evaluating(model), torch.no_grad():
@@ -67,7 +67,7 @@ class TorchEvaluationFunction(EvaluationFunction):
                 compute = self._compute_inference
                 return compute(model, data_loader, **accepted(compute, options))
         finally:
-            model.to(before.torch_device)
+            model.to(before)
 
     def _compute_inference(
         self,
@@ -90,6 +90,8 @@ def evaluate(
 ) -> dict[str, float]:
     """The user's metrics of `model`, which is moved to `device`; its mode and flags are put back.
 
+    So are the loader's own generators.
+
     Args:
         eval_func: called with (model, loader), and with `device` if it takes one.
         model: is judged in eval mode, without grad.
@@ -107,7 +109,7 @@ def evaluate(
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.to(device.torch_device)
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), kept_generators(view):
             returned = _call(eval_func, model, view, device)
     finally:
         model.to(device.torch_device)  # functions that move it elsewhere
@@ -268,8 +270,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def model_device(model: nn.Module) -> Device:
     """Where the parameters of `model` are; CPU without any."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return Device.of(tensors[0].device) if tensors else Device.CPU
+    return Device.of(device_of(model).type)
 
 
 def accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,3 +104,10 @@ def output_tensors(outputs: Any) -> list[Tensor]:
     """The floating point tensors of a model's outputs, in a fixed order."""
     leaves = pytree.tree_leaves(outputs)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter or buffer lies; the CPU for a model without any."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from compressor.interfaces.inputs import device_of
+
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
@@ -40,10 +42,3 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(is_enabled)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer lies; the CPU for a model without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compressor.interfaces.inputs import ModelInputs
-from compressor.profiling.inference import device_of, inference
+from compressor.interfaces.inputs import ModelInputs, device_of
+from compressor.profiling.inference import inference
 
 Call = Callable[[], object]
 MOST_CALLS = 2**20  # of a block, where the clock does not see a single call

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor.interfaces.inputs import ModelInputs
-from compressor.profiling.inference import device_of, inference, plain_attention
+from compressor.interfaces.inputs import ModelInputs, device_of
+from compressor.profiling.inference import inference, plain_attention
 
 
 def peak_activation_memory(model: nn.Module, inputs: ModelInputs) -> int:

@@ -10,9 +10,8 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from compressor.interfaces.inputs import ModelInputs
+from compressor.interfaces.inputs import ModelInputs, device_of
 from compressor.profiling.counts import LayerCount, count
-from compressor.profiling.inference import device_of
 from compressor.profiling.latency import Timing, eager_call, interleave
 from compressor.profiling.memory import peak_activation_memory
 from compressor.profiling.tables import align, with_unit

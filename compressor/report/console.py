@@ -61,10 +61,11 @@ def verdict(certificate: Certificate) -> str:
     """The certificate in a sentence."""
     c = certificate
     within = "within" if c.within_delta else "NOT within"
+    runtime = c.target.get("runtime")
+    where = "on the exported file" if runtime == "onnxruntime" else f"in {runtime}"
     return (
         f"{c.metric_name} {c.reference_metric:.4g} -> {c.metric:.4g}, {within} delta {c.delta:g}, "
-        "measured on "
-        f"the exported file (split {c.split!r}, evaluated {c.looks} times in all)."
+        f"measured {where} (split {c.split!r}, evaluated {c.looks} times in all)."
     )
 
 

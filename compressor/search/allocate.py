@@ -3,11 +3,9 @@
 Damage adds over sites; cost does not: what a convolution costs depends on the widths of its input
 and its output, on its bits, and on whether its block is there at all. So cost is a sum of
 *factors*, each a table over the options of the few sites that touch one layer. This is the
-multiple-choice
-knapsack with such tables, as a mixed-integer linear program: integer per option, and for each
-factor a continuous joint distribution whose marginals are those integers, which makes it integral
-by itself.
-Solved by HiGHS through `scipy.optimize.milp`.
+multiple-choice knapsack with such tables, as a mixed-integer linear program: integer per option,
+and for each factor a continuous joint distribution whose marginals are those integers, which makes
+it integral by itself. Solved by HiGHS through `scipy.optimize.milp`.
 """
 
 from __future__ import annotations

@@ -42,6 +42,11 @@ class Spending:
             return float("inf")
         return max(self.limit_seconds - self.seconds, 0.0)
 
+    @property
+    def fraction_left(self) -> float:
+        """Of the limit, 0 to 1; 1 without one."""
+        return self.seconds_left / self.limit_seconds if self.limit_seconds else 1.0
+
     def take_trial(self) -> bool:
         """Count one trial; False if none is left."""
         if self.trials_left <= 0:

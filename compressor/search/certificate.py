@@ -91,17 +91,47 @@ def make_certificate(
     )
 
 
-def explain_nothing(goal: Goal, records: Sequence[VariantRecord]) -> str:
-    """Why the reference itself is the answer."""
-    done = [record for record in records if record.status == "done"]
-    if not records:
+def broken_limits(goal: Goal, cost: Cost) -> list[str]:
+    """A sentence for each bound of the budget that `cost` exceeds."""
+    return [
+        f"budget.{name}={bound:g} is not met: {getattr(cost, name):g}. No variant that meets it "
+        "kept the metric within delta."
+        for name, bound in goal.limits
+        if getattr(cost, name) > bound
+    ]
+
+
+def explain(
+    goal: Goal,
+    best: VariantRecord | None,
+    reference: Cost,
+    records: Sequence[VariantRecord],
+    *,
+    choices: int,
+) -> str:
+    """Why the reference itself is the answer; "" where `best` is better.
+
+    Args:
+        goal: what counts.
+        best: variant within delta, if there is one.
+        reference: cost of the reference.
+        records: all variants.
+        choices: how many were proposed.
+    """
+    if best is not None and best.cost is not None and len(best.plan):
+        if goal.value(best.cost) < goal.value(reference):
+            return ""
+        return f"no variant within delta has less {goal.resource} than the reference"
+    done = [record for record in records if record.status == "done" and len(record.plan)]
+    if not choices:
         return "no technique offers anything on this model and target"
+    if not records:
+        return "the budget ended before the first variant was made"
     if not done:
         return f"all {len(records)} variants failed; the last: {records[-1].reason}"
     nearest = min(done, key=goal.drop)
     return (
         f"none of {len(done)} variants kept {goal.key!r} within {goal.delta:g} of "
-        f"{goal.reference:.4g}; "
-        f"the nearest, {nearest.id}, lost {goal.drop(nearest):.4g}. More epochs, more data or a "
-        "larger delta may help"
+        f"{goal.reference:.4g}; the nearest, {nearest.id}, lost {goal.drop(nearest):.4g}. More "
+        "epochs, more data or a larger delta may help"
     )

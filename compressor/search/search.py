@@ -189,7 +189,9 @@ class Search:
             return None
         for proposal, trial in self._finalists(allowed):
             epochs = self._decide(f"finish {trial.id}", partial(self._affordable, trial))
-            if epochs < max(self._effort.trial_epochs, 1):
+            wanted = self._effort.final_epochs
+            least = self._effort.trial_epochs if wanted is None else wanted
+            if epochs < max(min(self._effort.trial_epochs, least), 1):
                 logger.info("no time is left to finish variant %s", trial.id)
                 self._is_out_of_time = True
                 return None

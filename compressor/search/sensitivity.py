@@ -28,15 +28,19 @@ def sense(
     *,
     path: Path,
     key: str,
+    has_time: Callable[[], bool] = lambda: True,
     progress: Progress,
 ) -> dict[str, float]:
     """Damage of every choice, by choice key; what `path` already knows is not measured again.
+
+    Choices for which there is no time are left out, with a warning.
 
     Args:
         choices: what to measure.
         damage_of: measures one choice applied alone; 0 is no damage, nan or inf is hopeless.
         path: the map on disk, JSON.
         key: digest of what damages depend on; maps under other keys stay as they are.
+        has_time: asked before each measurement.
         progress: shows how far it is.
     """
     maps: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
@@ -44,14 +48,18 @@ def sense(
     missing = [choice for choice in choices if choice.key not in known]
     if missing and len(missing) < len(choices):
         logger.info("%d of %d damages are known already", len(choices) - len(missing), len(choices))
-    if not missing:
-        return {choice.key: known[choice.key] for choice in choices}
     with progress.task("sense", total=len(missing)) as advance:
         for count, choice in enumerate(missing, start=1):
+            if not has_time():
+                left = len(missing) - count + 1
+                logger.warning("%d choices are left out: the minutes are needed for others", left)
+                break
             damage = damage_of(choice)
             known[choice.key] = damage if math.isfinite(damage) else HOPELESS
             logger.debug("%s at %s, %s: %.5f", choice.technique, choice.site, choice.label, damage)
-            if count % SAVE_EVERY == 0 or count == len(missing):
+            if count % SAVE_EVERY == 0:
                 write_text(path, json.dumps(maps))
             advance()
-    return {choice.key: known[choice.key] for choice in choices}
+    if missing:
+        write_text(path, json.dumps(maps))
+    return {choice.key: known[choice.key] for choice in choices if choice.key in known}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import product
+from itertools import chain, product
+from math import prod
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from compressor.result import Choice, Plan
 from compressor.search.allocate import Factor, Problem, Site
 
 FLOAT_BITS = 32
+MOST_ENTRIES = 4096  # of one factor; six sites of four options
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,12 @@ class Space:
         layer_cost: LayerCost,
         limits: Sequence[tuple[LayerCost, float]] = (),
     ) -> Problem:
-        """The problem with these damages (by choice key), cost, and (cost, bound) limits."""
+        """The problem with these damages (by choice key), cost, and (cost, bound) limits.
+
+        A layer's cost is exact for every combination of what touches it, up to `MOST_ENTRIES` of
+        them. Above that (a layer that reads two dozen concatenated ones) it is additive: the cost
+        with no choice, plus what each choice changes on its own.
+        """
         sites = tuple(
             Site(
                 ":".join(name),
@@ -110,10 +117,19 @@ class Space:
         ]
 
     def _factors(self, layer_cost: LayerCost) -> tuple[Factor, ...]:
-        return tuple(self._factor(layer, layer_cost) for layer in self.layers)
+        return tuple(chain(*(self._factor(layer, layer_cost) for layer in self.layers)))
 
-    def _factor(self, layer: str, layer_cost: LayerCost) -> Factor:
+    def _factor(self, layer: str, layer_cost: LayerCost) -> list[Factor]:
+        """The factors whose sum is the layer's cost: one, or additive ones if it were too large."""
         sites = tuple(i for i in range(len(self._options)) if self._touches(i, layer))
+        if prod(len(self._options[i]) for i in sites) <= MOST_ENTRIES:
+            return [self._joint_factor(layer, sites, layer_cost)]
+        constant = self._joint_factor(layer, (), layer_cost)
+        alone = [self._joint_factor(layer, (site,), layer_cost) for site in sites]
+        return [constant, *(Factor(each.sites, each.cost - constant.cost) for each in alone)]
+
+    def _joint_factor(self, layer: str, sites: tuple[int, ...], layer_cost: LayerCost) -> Factor:
+        """The layer's cost under every combination of the options of `sites`, and of no others."""
         tables = [self._options[i] for i in sites]
         costs = [layer_cost(layer, self._state(layer, taken)) for taken in product(*tables)]
         return Factor(sites, np.array(costs).reshape([len(table) for table in tables]))

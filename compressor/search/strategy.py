@@ -2,10 +2,8 @@
 
 Drop in the metric grows with allocated damage, so what is known brackets the damage whose drop is
 as large as is allowed. Inside the bracket the next damage is where the drop would be that large if
-it
-were proportional to damage (regula falsi); where that falls outside, the bracket's middle. Scales
-are
-logarithmic: what counts is a ratio.
+it were proportional to damage (regula falsi); where that falls outside, the bracket's middle.
+Scales are logarithmic: what counts is a ratio.
 """
 
 from __future__ import annotations

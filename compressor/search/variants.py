@@ -84,8 +84,7 @@ class Variants:
 
         `start` must have the same structure: it differs in training or in numbers only. An error
         that this package raises on purpose fails the variant, with its reason; a study that cannot
-        be
-        written, and anything unexpected, stops the run.
+        be written, and anything unexpected, stops the run.
         """
         identity = [plan.digest, epochs, is_final, start.id if start else None, dict(self._recipe)]
         variant_id = digest(identity)[:12]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from compressor.errors import ModelError, SurgeryError
+from compressor.errors import ModelError, SurgeryError, first_line
 from compressor.interfaces.inputs import ModelInputs, output_tensors
 from compressor.structure.dependency import candidate_groups
 from compressor.structure.groups import ChannelGroup, ChannelMap, Member
@@ -24,7 +24,6 @@ from compressor.structure.trace import (
     FORWARD_FAILURES,
     copy_model,
     eval_mode,
-    first_line,
     run,
 )
 

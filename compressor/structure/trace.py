@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, first_line
 from compressor.interfaces.inputs import ModelInputs
 
 # What a user's `forward`, and the tools that trace it, raise when they cannot go on.
@@ -147,13 +147,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def first_line(error: BaseException) -> str:
-    """Class and first line of an error's message, ended by a full stop."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _uncopyable(model: nn.Module) -> str:

@@ -38,7 +38,8 @@ class EagerTarget(Target):
         return Deployed(module, state_size_bytes(module))
 
     def _call(self, module: nn.Module, inputs: ModelInputs) -> AbstractContextManager[Call]:
-        return eager_call(module, inputs, threads=self.threads)
+        # An evaluation in between may have moved it to the device of the training.
+        return eager_call(module.to(self.device), inputs, threads=self.threads)
 
     def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
         return time_eager_layer(layer, input_shape, self.device, self.threads)

@@ -58,7 +58,7 @@ class InductorTarget(Target):
         return Deployed(compiled, size_bytes)
 
     def _call(self, module: nn.Module, inputs: ModelInputs) -> AbstractContextManager[Call]:
-        return eager_call(module, inputs, threads=self.threads)
+        return eager_call(module.to(self.device), inputs, threads=self.threads)
 
     def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
         return time_eager_layer(layer, input_shape, self.device, self.threads)

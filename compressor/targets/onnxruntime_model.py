@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
-from compressor.errors import ExportError
+from compressor.errors import ExportError, first_line
 from compressor.export.signature import METADATA_KEY, Signature
 from compressor.interfaces.inputs import ModelInputs
 
@@ -133,8 +133,3 @@ def open_session(path: Path, threads: int, profile_prefix: Path | None = None) -
             f"ONNX Runtime {ort.__version__} refuses {path}: {first_line(error)} "
             "Export the model again; if it stays so, choose target: {'runtime': 'eager'}."
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from compressor.errors import CheckpointError
@@ -29,7 +28,6 @@ def state_dict(trainer: Trainer) -> dict[str, Any]:
         "schedule": trainer.schedule.scheduler.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "listeners": {each.key: each.state_dict() for each in trainer.dispatch.listeners},
-        "generators": [each.get_state() for each in generators(trainer.train_dataloader)],
     }
 
 
@@ -43,12 +41,6 @@ def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> None:
     state, listeners = trainer.state, trainer.dispatch.listeners
     _check_same("algorithm or callback", saved["listeners"], [each.key for each in listeners])
     _check_same_model(state.model, saved["model"])
-    found = list(generators(trainer.train_dataloader))
-    if len(found) != len(saved["generators"]):
-        raise CheckpointError(
-            f"The loader has {len(found)} generators, and had {len(saved['generators'])} when the "
-            "checkpoint was written. Resume with a loader made in the same way."
-        )
     binding.load_optimizer_state(trainer.optimizer, state.model, saved["optimizer"])
     state.model.load_state_dict(saved["model"])
     state.clock.load_state_dict(saved["clock"])
@@ -59,19 +51,6 @@ def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> None:
         trainer.scaler.load_state_dict(saved["scaler"])
     for listener in listeners:
         listener.load_state_dict(saved["listeners"][listener.key])
-    for generator, value in zip(found, saved["generators"], strict=True):
-        generator.set_state(value)
-
-
-def generators(loader: Iterable[Any]) -> Iterator[torch.Generator]:
-    """The generators that a DataLoader and its sampler draw from, each once."""
-    loader = getattr(loader, "native_dl", loader)
-    seen: set[int] = set()
-    for owner in (loader, getattr(loader, "sampler", None)):
-        found = getattr(owner, "generator", None)
-        if isinstance(found, torch.Generator) and id(found) not in seen:
-            seen.add(id(found))
-            yield found
 
 
 def set_epoch(loader: Iterable[Any], epoch: int) -> None:

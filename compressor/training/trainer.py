@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.errors import ConfigError, DataError
-from compressor.interfaces.data import move, sample_count
+from compressor.interfaces.data import kept_generators, move, sample_count, seed_generators
 from compressor.interfaces.evaluation import evaluating
 from compressor.interfaces.optimizers import (
     OptimizerSpec,
@@ -55,10 +55,11 @@ Evaluate: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
 class Trainer:
     """Trains `model` in place.
 
-    Nothing is drawn from the global generators: every epoch begins with a seed of its own, and the
-    caller's state is put back. With `save_dir`, a checkpoint is written after every epoch, from
-    which `resume` goes on as if nothing had happened: bit-equal on the CPU, if the loader's workers
-    are not persistent (their generators outlive the epoch).
+    Nothing is drawn from the caller's generators, the global ones or the loader's own: every epoch
+    seeds them anew from `seed`, and their states are put back after a fit. With `save_dir`, a
+    checkpoint is written after every epoch, from which `resume` goes on as if nothing had happened:
+    bit-equal on the CPU, if the loader's workers are not persistent (their generators outlive the
+    epoch).
 
     Args:
         model: is moved to `device`.
@@ -88,6 +89,7 @@ class Trainer:
     ...     nn.Linear(2, 1),
     ...     lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]),
     ...     train_dataloader=data,
+    ...     optimizers={"name": "SGD", "lr": 0.1},
     ...     max_duration="20ep",
     ... )
     >>> trainer.fit()
@@ -183,6 +185,7 @@ class Trainer:
         if state.is_finished:
             return
         with ExitStack() as stack:
+            stack.enter_context(kept_generators(self.train_dataloader))
             stack.callback(state.forget_batch)
             for listener in self.dispatch.listeners:
                 stack.callback(listener.close)
@@ -248,6 +251,7 @@ class Trainer:
         clock.batch_in_epoch = 0  # an interrupted fit may have left some
         self._meter = LossMeter()
         resume.set_epoch(self.train_dataloader, clock.epoch)
+        seed_generators(self.train_dataloader, derive_seed(state.seed, "loader", clock.epoch))
         with isolated_rng(derive_seed(state.seed, "epoch", clock.epoch)):
             fire(Event.EPOCH_START)
             for batch in self.train_dataloader:

@@ -14,6 +14,10 @@ from compressor.testing.models import DictModel, TinyResNet
 pytestmark = pytest.mark.slow
 
 
+def full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_loaded_program_agrees_at_any_batch_size(tmp_path: Path) -> None:
     model = TinyResNet()
     path = save_exported_program(model, ModelInputs((torch.randn(1, 1, 8, 8),)), tmp_path / "m.pt2")
@@ -40,3 +44,12 @@ class FixedBatch(nn.Module):
 def test_a_fixed_batch_size_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"without a fixed batch size"):
         save_exported_program(FixedBatch(), ModelInputs((torch.ones(4, 2),)), tmp_path / "m.pt2")
+
+
+def test_a_full_disk_is_no_fault_of_the_model_and_leaves_no_part_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_exported_program(nn.Linear(2, 2), ModelInputs((torch.ones(2, 2),)), tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,10 @@ from compressor.testing.models import CifarResNet, DictModel
 pytestmark = pytest.mark.slow
 
 
+def full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def load(path: Path) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\.\w+` is deprecated")
@@ -45,3 +49,12 @@ class Text(nn.Module):
 def test_what_cannot_be_traced_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be traced to TorchScript"):
         save_torchscript(Text(), ModelInputs((torch.ones(1),)), tmp_path / "m.pt")
+
+
+def test_a_full_disk_is_no_fault_of_the_model_and_leaves_no_part_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_torchscript(nn.Linear(2, 2), ModelInputs((torch.ones(1, 2),)), tmp_path / "m.pt")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from collections import OrderedDict, UserDict
@@ -8,16 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 from compressor.errors import DataError
 from compressor.interfaces.data import (
     DataLoaderView,
     check_data,
     first_batch,
+    kept_generators,
     leaves,
     move,
     sample_count,
+    seed_generators,
     take,
 )
 
@@ -128,6 +138,41 @@ def test_looking_at_a_stream_leaves_no_trace() -> None:
     assert torch.equal(states[1], own.get_state())
 
 
+def in_loader(own: torch.Generator) -> DataLoader[Any]:
+    return make_loader(shuffle=True, generator=own)
+
+
+def in_sampler(own: torch.Generator) -> DataLoader[Any]:
+    return make_loader(sampler=RandomSampler(range(10), generator=own))
+
+
+def in_batch_sampler(own: torch.Generator) -> DataLoader[Any]:
+    sampler = BatchSampler(RandomSampler(range(10), generator=own), 4, drop_last=False)
+    return DataLoader(make_loader().dataset, batch_sampler=sampler)
+
+
+def order(loader: Any) -> list[float]:
+    return [value for x, _ in loader for value in x.tolist()]
+
+
+@pytest.mark.parametrize("make", [in_loader, in_sampler, in_batch_sampler])
+def test_a_loaders_own_generator_is_put_back_and_seeded_wherever_it_is(make: Any) -> None:
+    own = torch.Generator().manual_seed(1)
+    view = DataLoaderView(make(own))
+    state = own.get_state()
+    with kept_generators(view):
+        seed_generators(view, 5)
+        first = order(view)
+        seed_generators(view, 5)
+        assert order(view) == first
+        assert not torch.equal(own.get_state(), state)
+    assert torch.equal(own.get_state(), state)
+    with contextlib.suppress(KeyError), kept_generators(view):
+        order(view)
+        raise KeyError
+    assert torch.equal(own.get_state(), state)
+
+
 def test_a_loader_without_batches_has_no_first_one() -> None:
     with pytest.raises(DataError, match="yields no batch"):
         first_batch([])
@@ -159,6 +204,30 @@ def test_a_batch_is_moved_at_any_depth_and_keeps_its_form() -> None:
     assert isinstance(moved["ordered"], OrderedDict)
     assert isinstance(moved["user"], UserDict)
     assert not batch["user"]["b"].is_meta  # the batch itself is not changed
+
+
+def test_what_is_copied_to_a_gpu_without_waiting_is_pinned_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda tensor, *_, **__: (done.append(name), tensor)[1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", note("pin"))
+    monkeypatch.setattr(torch.Tensor, "to", note("copy"))
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: bool(tensor.sum() == 0))
+    ordinary, pinned = torch.ones(2), torch.zeros(2)
+    elsewhere, special = torch.ones(2, device="meta"), torch.nn.Parameter(torch.ones(2))
+    for batch, device, non_blocking, expected in (
+        ([ordinary], "cuda", True, ["pin", "copy"]),
+        ([ordinary], "cuda", False, ["copy"]),
+        ([ordinary], "cpu", True, ["copy"]),
+        ([pinned, elsewhere, special, ordinary.to_sparse()], "cuda:0", True, ["copy"] * 4),
+    ):
+        done.clear()
+        move(batch, device, non_blocking)
+        assert done == expected
 
 
 def test_what_can_move_itself_is_asked_to() -> None:

@@ -9,7 +9,7 @@ from compressor.errors import ConfigError, DeviceError
 from compressor.interfaces.device import Device
 
 
-@pytest.mark.parametrize("value", ["GPU", "gpu", "cuda", "CUDA:0", torch.device("cuda", 1)])
+@pytest.mark.parametrize("value", ["GPU", "gpu", "cuda", "CUDA:0", torch.device("cuda", 0)])
 def test_every_spelling_of_the_gpu(value: Any) -> None:
     assert Device.of(value) is Device.GPU
     assert Device(value) is Device.GPU
@@ -21,9 +21,15 @@ def test_every_spelling_of_the_cpu(value: Any) -> None:
     assert Device(value) is Device.CPU
 
 
-@pytest.mark.parametrize("value", ["tpu", "cudas", 0, None])
+@pytest.mark.parametrize("value", ["tpu", "cudas", "cuda:", "cuda:x", 0, None])
 def test_another_device_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="Write 'CPU' or 'GPU'"):
+        Device.of(value)
+
+
+@pytest.mark.parametrize("value", ["cuda:1", torch.device("cuda", 1)])
+def test_a_gpu_by_its_number_is_refused_with_the_way_to_choose_it(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"'cuda:1' .* Set CUDA_VISIBLE_DEVICES=1 .* 'cuda'\."):
         Device.of(value)
 
 

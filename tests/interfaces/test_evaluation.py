@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from compressor.errors import DataError, MetricError
 from compressor.interfaces import (
@@ -276,3 +277,17 @@ def test_the_model_is_left_as_it_was() -> None:
     assert [module.training for module in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == flags
     assert torch.is_grad_enabled()
+
+
+def test_an_evaluation_leaves_the_loaders_own_generator_as_it_was() -> None:
+    own = torch.Generator().manual_seed(1)
+    loader = DataLoader(TensorDataset(torch.ones(4, 2)), shuffle=True, generator=own)
+    state = own.get_state()
+    count = {"batches": 0.0}
+
+    def consume(model: nn.Module, batches: Any) -> dict[str, float]:
+        count["batches"] = float(sum(1 for _ in batches))
+        return count
+
+    assert evaluate(consume, nn.Linear(2, 2), loader, CPU, None) == {"batches": 4}
+    assert torch.equal(own.get_state(), state)

@@ -32,7 +32,8 @@ def test_the_table_says_before_after_and_ratio() -> None:
 
 
 def test_a_result_outside_delta_is_not_called_within() -> None:
-    assert "within delta 1" in verdict(CERTIFICATE)
+    assert "within delta 1, measured on the exported file" in verdict(CERTIFICATE)
+    assert "measured in eager" in verdict(replace(CERTIFICATE, target={"runtime": "eager"}))
     assert "NOT within" not in verdict(CERTIFICATE)
     assert "NOT within delta 1" in verdict(replace(CERTIFICATE, within_delta=False))
 

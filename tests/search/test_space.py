@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 
 from compressor.result import Choice, Plan
+from compressor.search import space as space_module
 from compressor.search.allocate import Problem, least_cost
 from compressor.search.space import LayerChange, LayerState, Space
 
@@ -70,3 +72,38 @@ def test_within_a_damage_the_largest_saving_is_taken() -> None:
 def test_negative_damage_counts_as_none() -> None:
     space = Space([REMOVE], {REMOVE.key: EFFECTS[REMOVE.key]}, LAYERS)
     assert space.problem({REMOVE.key: -0.5}, weight_bits).sites[0].damage == pytest.approx((0, 0))
+
+
+def make_concatenated(sites: int, options: int) -> Space:
+    """A layer that reads the concatenated outputs of `sites` others, each pruned in its own way."""
+    pruned = list(itertools.product(range(sites), range(1, options)))
+    choices = [Choice("channel_pruning", f"in{i}", {"pruned": count}) for i, count in pruned]
+    effects = {
+        choice.key: {"sum": LayerChange(inputs=-count)}
+        for choice, (_, count) in zip(choices, pruned, strict=True)
+    }
+    return Space(choices, effects, {"sum": LayerState(16 * sites, 8)})
+
+
+def test_additive_costs_are_the_same_one_by_one_as_in_every_combination(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = make_concatenated(sites=3, options=3)
+    damage = dict.fromkeys(space.effects, 0.0)
+    exact = space.problem(damage, weight_bits)
+    monkeypatch.setattr(space_module, "MOST_ENTRIES", 26)
+    additive = space.problem(damage, weight_bits)
+    assert [len(problem.factors) for problem in (exact, additive)] == [1, 4]
+    for options in itertools.product(range(3), repeat=3):
+        assert additive.cost(options) == exact.cost(options)
+
+
+def test_a_layer_that_two_dozen_others_feed_is_no_table_of_all_combinations() -> None:
+    """The 4 ** 24 combinations of a DenseNet's last layer filled the memory."""
+    space = make_concatenated(sites=24, options=4)
+    began = time.perf_counter()
+    problem = space.problem(dict.fromkeys(space.effects, 0.0), weight_bits)
+    assert time.perf_counter() - began < 0.5
+    assert sum(factor.cost.size for factor in problem.factors) == 1 + 24 * 4
+    assert problem.cost([3] * 24) == (24 * 16 - 24 * 3) * 8 * 32
+    assert least_cost(problem) == [3] * 24

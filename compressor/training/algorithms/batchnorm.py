@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compressor.interfaces.data import kept_generators
 from compressor.training.algorithm import Algorithm
 from compressor.training.events import Event
 from compressor.training.state import State
@@ -50,7 +51,7 @@ def reestimate_batchnorm(
         norm.momentum = None  # cumulative mean
         norm.train()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_generators(batches):
             for batch in islice(batches, count):
                 call(model, batch)
     finally:

@@ -71,3 +71,10 @@ def test_a_fit_begins_with_fresh_statistics_and_gets_them_after_an_edit() -> Non
     trainer.state.edit(lambda model: surgery.replace(model, "4", nn.Linear(8, 2)))
     trainer.fit("3ba")
     assert calls == [0, 0, 3, 3]
+
+
+def test_the_loaders_own_generator_is_left_as_it_was() -> None:
+    loader = make_loader(shuffle=True, seed=3)
+    state = loader.generator.get_state()
+    reestimate_batchnorm(make_model(), loader, lambda m, batch: m(batch[0]))
+    assert torch.equal(loader.generator.get_state(), state)
