@@ -292,6 +292,15 @@ class Result:
     reason: str = ""
     open_runtime: Callable[[], Any] | None = None
 
+    def __str__(self) -> str:
+        c = self.certificate
+        within = "within" if c.within_delta else "NOT within"
+        metric = f"{c.metric_name} {c.reference_metric:.4g} -> {c.metric:.4g}"
+        return (
+            f"{metric} ({within} delta {c.delta:g}), {c.latency_ratio:.2f}x faster, "
+            f"{c.size_ratio:.2f}x smaller, {c.macs_ratio:.2f}x fewer MACs: {self.plan.describe()}"
+        )
+
     def runtime_model(self) -> Any:
         """The deployed file in its runtime, as a module that is called like the model."""
         assert self.open_runtime is not None

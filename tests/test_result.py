@@ -82,6 +82,14 @@ def test_a_result_of_a_newer_schema_is_refused() -> None:
         Result.from_json(values, None, lambda: None)
 
 
+def test_a_result_is_printed_in_a_line() -> None:
+    text = str(Result(None, CERTIFICATE, [], [], {}, Plan((REMOVE,))))
+    assert text == (
+        "accuracy 91 -> 90.5 (within delta 1), 2.00x faster, 4.00x smaller, 1.50x fewer MACs: "
+        "1 block_removal"
+    )
+
+
 def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": [2, 3]}) == digest({"b": [2, 3], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})

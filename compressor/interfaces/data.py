@@ -102,7 +102,8 @@ def check_data(
     for option, split in (("eval_split", eval_split), ("holdout", holdout)):
         if split is not None and split not in data:
             raise DataError(
-                f"{option}={split!r} is not a split of the data. {suggest(split, map(str, data))}"
+                f"{option}={split!r} is not a split of the data. {suggest(split, map(str, data))} "
+                f"Add it, or set {option}."
             )
     for split in dict.fromkeys(("train", eval_split, holdout)):
         if split is not None:

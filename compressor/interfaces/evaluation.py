@@ -291,6 +291,11 @@ def accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[s
 
 
 def _call(eval_func: Evaluation, model: nn.Module, view: DataLoaderView, device: Device) -> object:
+    if isinstance(eval_func, type):
+        raise MetricError(
+            f"The evaluation is the class {eval_func.__name__} itself. Give an instance of it: "
+            f"eval_func={eval_func.__name__}()."
+        )
     try:
         options = accepted(eval_func, {"device": device})
         inspect.signature(eval_func).bind(model, view, **options)

@@ -215,7 +215,8 @@ def _detached(leaf: Any) -> Any:
 def _check_pattern(pattern: Pattern) -> None:
     if isinstance(pattern, str) or not isinstance(pattern, Sequence) or not pattern:
         raise PatternError(
-            f"model_input_pattern={pattern!r} is not a tuple. Write one like (0, '_')."
+            f"model_input_pattern={pattern!r} is not a tuple. Write one like (0, '_'); for a dict "
+            "batch, subclass TorchForwardPass and override extract_model_inputs(batch)."
         )
     for item in pattern:
         if item != "_" and (not isinstance(item, int) or isinstance(item, bool)):

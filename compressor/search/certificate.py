@@ -126,7 +126,10 @@ def explain(
     if not choices:
         return "no technique offers anything on this model and target"
     if not records:
-        return "the budget ended before the first variant was made"
+        return (
+            f"no plan is predicted to need less {goal.resource} than the reference, or the budget "
+            "ended before the first variant"
+        )
     if not done:
         return f"all {len(records)} variants failed; the last: {records[-1].reason}"
     nearest = min(done, key=goal.drop)

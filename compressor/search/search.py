@@ -154,7 +154,7 @@ class Search:
             kept = self._finish(allowed)
             if kept is not None:
                 allowed = self.goal.delta / kept
-            elif allowed < self.goal.delta * LARGEST_DROP and self._may_finish_more():
+            elif self._may_widen(allowed):
                 allowed *= WIDENING
             else:
                 break
@@ -177,7 +177,7 @@ class Search:
                 record = self._make(proposal, epochs=self._effort.trial_epochs)
                 self._strategy.tell(proposal, self.goal.drop(record))
                 self._trials.append((proposal, record))
-                advance(1, self._sentence(record))
+                advance(1, self._note(record))
 
     def _finish(self, allowed: float) -> float | None:
         """Fine-tune the cheapest promising trial in full.
@@ -204,6 +204,11 @@ class Search:
             kept = self.goal.drop(record) / max(self.goal.drop(trial), self.goal.delta)
             return min(max(kept, 1 / LARGEST_DROP), 1.0)
         return None
+
+    def _may_widen(self, allowed: float) -> bool:
+        """Time that is left is worth a long shot; a budget of trials alone is not spent on one."""
+        has_time = self._spending.limit_seconds is not None and self._may_finish_more()
+        return has_time and allowed < self.goal.delta * LARGEST_DROP
 
     def _may_finish_more(self) -> bool:
         return not self._is_out_of_time and len(self._finished) < self._effort.finalists
@@ -279,6 +284,13 @@ class Search:
     def _value(self, record: VariantRecord) -> float:
         assert record.cost is not None
         return self.goal.value(record.cost)
+
+    def _note(self, record: VariantRecord) -> str:
+        """A few words beside a bar."""
+        if record.cost is None:
+            return "failed"
+        where = "within" if self.goal.holds(record) else "outside"
+        return f"{self.goal.key} {record.metrics[self.goal.key]:.4g}, {where}"
 
     def _sentence(self, record: VariantRecord) -> str:
         if record.cost is None:
