@@ -113,7 +113,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the package catches it."""
 
 
-@pytest.mark.parametrize("after", range(1, 6))
+@pytest.mark.parametrize("after", range(1, 5))
 def test_a_run_that_dies_goes_on_to_the_same_result(
     tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
