@@ -106,6 +106,14 @@ class Decay(NativeSchedulerFactory):
         return torch.optim.lr_scheduler.MultiplicativeLR(native_optimizer, lambda epoch: 0.9)
 
 
+# Enough training and delta for a plan that changes the structure.
+DEEP: dict[str, Any] = {
+    "delta": 15.0,
+    "full_trainer": {"optimizer": {"name": "SGD", "lr": 0.05, "momentum": 0.9}, "epochs": 4},
+    "fine_tuner": {"optimizer": {"name": "SGD", "lr": 0.05, "momentum": 0.9}, "epochs": 2},
+}
+
+
 def make_engine(model: nn.Module, data: Any, folder: Path, **changes: Any) -> Engine:
     arguments: dict[str, Any] = {
         "forward_pass": TorchForwardPass(model_input_pattern=(0, "_")),
@@ -151,7 +159,7 @@ def finished(
     flags = [parameter.requires_grad for parameter in trained.parameters()]
     trained.train()
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
-    engine = make_engine(trained, data, folder)
+    engine = make_engine(trained, data, folder, **DEEP)
     small = engine.run()
     assert trained.training
     trained.eval()
@@ -231,7 +239,7 @@ def test_a_second_run_reads_the_result(
     finished: tuple[Engine, nn.Module, Path], trained: nn.Module, data: dict[str, Any]
 ) -> None:
     engine, small, folder = finished
-    again = make_engine(trained, data, folder)
+    again = make_engine(trained, data, folder, **DEEP)
     model = again.run()
     assert again._job.eval_func.calls == 0
     assert again.result is not None
