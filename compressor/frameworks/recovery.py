@@ -17,8 +17,9 @@ from compressor.progress import Progress
 from compressor.training.algorithm import Algorithm, Callback
 from compressor.training.algorithms.distillation import Distillation
 from compressor.training.algorithms.gradient_clipping import GradientClipping
-from compressor.training.algorithms.weight_average import WeightAverage
+from compressor.training.algorithms.weight_average import EMA
 from compressor.training.callbacks import EarlyStopping, KeepBest, ProgressBar
+from compressor.training.evaluator import Evaluator
 from compressor.training.trainer import Trainer
 
 logger = get_logger(__name__)
@@ -91,7 +92,7 @@ class Recovery:
             model,
             self._task.loss,
             train_dataloader=loader,
-            evaluate=self._evaluate,
+            eval_dataloader=Evaluator(function=self._evaluate),
             schedulers=settings.scheduler,
             max_duration=f"{epochs}ep",
             eval_interval=f"{settings.eval_freq}ep",
@@ -103,7 +104,7 @@ class Recovery:
             **self._shared(settings),
         )
         if not trainer.resume():
-            trainer.evaluate()  # what the fit begins with counts among the best
+            trainer.eval()  # what the fit begins with counts among the best
         trainer.fit()
         best.restore(model)
 
@@ -146,7 +147,7 @@ class Recovery:
         if settings.gradient_clip_norm is not None:
             yield GradientClipping(settings.gradient_clip_norm)
         if settings.ema is not None:
-            yield WeightAverage(settings.ema.decay_rate, settings.ema.period)
+            yield EMA(settings.ema.decay_rate, settings.ema.period)
 
     def _callbacks(self, settings: TrainerConfig) -> Iterator[Callback]:
         key, mode = self._metric, self._config.metric_mode

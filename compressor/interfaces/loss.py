@@ -80,7 +80,17 @@ def call_loss(loss_function: Loss, model: nn.Module, batch: Any) -> dict[str, Te
     Raises:
         LossError: if a term is not a tensor with one element.
     """
-    returned: object = loss_function(model, batch)
+    return loss_terms(loss_function(model, batch))
+
+
+def loss_terms(returned: object) -> dict[str, Tensor]:
+    """What a loss returned as named terms of shape (); a single tensor is called "loss".
+
+    Raises:
+        LossError: if a term is not a tensor with one element.
+    """
+    if isinstance(returned, Tensor) and not returned.dim():  # on the path of every step
+        return {"loss": returned}
     terms = returned if isinstance(returned, Mapping) else {"loss": returned}
     if not terms:
         raise LossError("The loss returned an empty dict. Return a tensor, or a dict of tensors.")
@@ -108,4 +118,4 @@ def _scalar(name: str, term: object) -> Tensor:
             f"The loss {name!r} has shape {tuple(term.shape)}. Return one number per batch: its "
             ".mean(), or its .sum()."
         )
-    return term.reshape(())
+    return term.reshape(()) if term.dim() else term

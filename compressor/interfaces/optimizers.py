@@ -120,7 +120,7 @@ class Schedule:
 
     def step(self, metric: float | None = None) -> None:
         """Step; `metric` is what ReduceLROnPlateau listens to, others are not given it."""
-        if isinstance(self.scheduler, ReduceLROnPlateau):
+        if self.interval == "eval" and isinstance(self.scheduler, ReduceLROnPlateau):
             if metric is None:
                 raise ConfigError("ReduceLROnPlateau needs a metric. Give it interval='eval'.")
             self.scheduler.step(metric)

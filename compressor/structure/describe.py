@@ -6,27 +6,55 @@ pickle, and no code but torch's layers and this package's is named in it.
 
 from __future__ import annotations
 
-import importlib
+import copy
 import types
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from compressor.errors import CheckpointError, ModelError
 from compressor.structure import surgery
+from compressor.structure.record import (
+    OF_EVERY_MODULE,
+    buffer_spec,
+    build,
+    decode,
+    encode,
+    is_plain,
+    make_parameter,
+    make_tensor,
+    record_of,
+    tensor_spec,
+)
+from compressor.structure.surgery import Edit
 from compressor.structure.trace import copy_model
 
 FORMAT = 1
-ALLOWED_PACKAGES = ("torch.nn.", "compressor.")
 _CODE = (types.FunctionType, types.BuiltinFunctionType, type)
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_METRIC_METHODS = ("update", "compute", "reset")
+_UNTOLD = object()  # in an outline: an attribute that is neither plain data nor code
+
+
+class Outline(nn.Module):
+    """A module of an `outline`: not an instance of its class, whose methods may need more."""
+
+    outlined_class: type[nn.Module]
 
 
 def diff(reference: nn.Module, model: nn.Module) -> dict[str, Any]:
     """What makes `model` another structure than `reference`, as JSON. Values are not compared.
+
+    Metrics that are submodules (with `update`, `compute` and `reset`, and nothing to train) are
+    passed over: what differs in them is what they have seen.
+
+    Args:
+        reference: the model before it was edited, or the `outline` that was taken of it then.
+        model: after.
 
     Raises:
         ModelError: if `model` has something that cannot be described: a new class of another
@@ -35,28 +63,60 @@ def diff(reference: nn.Module, model: nn.Module) -> dict[str, Any]:
     old, new = _modules(reference), _modules(model)
     replaced: dict[str, Any] = {}
     changed: dict[str, Any] = {}
-    forced = _newly_untied(reference, model)
+    ties = _ties(model)
+    untied = _newly_untied(_ties(reference), ties)
+    metrics = [name for name, module in new.items() if name in old and _is_metric(name, module)]
     for name, module in model.named_modules():
-        if _is_within(name, replaced):
+        if _is_within(name, replaced) or name in metrics or _is_within(name, metrics):
             continue
         if name not in old:
             raise ModelError(
                 f"The model has a module {name!r} that the reference does not have. "
                 "Put new modules inside one that replaces a module of the reference."
             )
-        if type(module) is not type(old[name]):
-            replaced[name] = _record(name, module)
-        elif change := _change(name, old[name], module, forced):
+        if _class_of(module) is not _class_of(old[name]):
+            replaced[name] = record_of(name, module)
+        elif change := _change(name, old[name], module, untied):
             changed[name] = change
-    removed = [name for name in old if name not in new and not _is_within(name, replaced)]
+    passed = [*replaced, *metrics]
+    removed = [name for name in old if name not in new and not _is_within(name, passed)]
     _check_shared(old, new, replaced)
     return {
         "format": FORMAT,
         "replaced": replaced,
         "changed": changed,
         "removed": [name for name in removed if not _is_within(name, removed)],
-        "tied": _ties(model),
+        "tied": ties,
     }
+
+
+def outline(model: nn.Module) -> Outline:
+    """What `diff` needs of `model` as it is now, whatever is done to it later. Not to be called.
+
+    Modules of the same names, with the same ties. Tensors are on the meta device and take no
+    memory; of the attributes, plain data and code is kept.
+    """
+    modules: dict[int, Outline] = {}
+    tensors: dict[int, Any] = {}
+    for module in model.modules():
+        outlined = modules[id(module)] = Outline()
+        outlined.outlined_class = type(module)
+        for key, value in vars(module).items():
+            if key not in OF_EVERY_MODULE:
+                is_told = is_plain(value) or isinstance(value, _CODE)
+                vars(outlined)[key] = copy.deepcopy(value) if is_told else _UNTOLD
+        for kept, store in (
+            (outlined._parameters, module._parameters),
+            (outlined._buffers, module._buffers),
+        ):
+            for key, tensor in store.items():
+                if id(tensor) not in tensors:
+                    tensors[id(tensor)] = _on_meta(tensor)
+                kept[key] = tensors[id(tensor)]
+    for module in model.modules():
+        for key, child in module._modules.items():
+            modules[id(module)]._modules[key] = None if child is None else modules[id(child)]
+    return modules[id(model)]
 
 
 def rebuild(reference: nn.Module, difference: Mapping[str, Any]) -> nn.Module:
@@ -69,27 +129,63 @@ def rebuild(reference: nn.Module, difference: Mapping[str, Any]) -> nn.Module:
         CheckpointError: if `difference` is of another model or format, or names a class that is
             neither torch's nor ours.
     """
+    _check_format(difference)
+    if "" not in difference["replaced"]:
+        model = copy_model(reference)
+        apply_difference(model, difference)
+        return model
+    first = next(reference.parameters(), torch.empty(0))
+    with _misfits_named(reference):
+        model = build(difference["replaced"][""]).to(first.device)
+        _tie(model, difference["tied"])
+    return model
+
+
+def apply_difference(model: nn.Module, difference: Mapping[str, Any]) -> Edit:
+    """Give `model` the structure that `diff` described, in place; an error leaves it as it was.
+
+    The tensors that differ are filled with NaN (zero, if not floating point): load the weights with
+    `load_state_dict(strict=True)`. A parameter of which only `requires_grad` differs is the same
+    object afterwards.
+
+    Args:
+        model: as the reference of `diff` was.
+        difference: of `diff`.
+
+    Returns:
+        What happened to the parameters, for the trainer to follow.
+
+    Raises:
+        CheckpointError: if `difference` is of another model or format, names a class that is
+            neither torch's nor ours, or replaces the whole model.
+    """
+    _check_format(difference)
+    if "" in difference["replaced"]:
+        raise CheckpointError(
+            f"The structure replaces the whole {type(model).__name__} by a "
+            f"{difference['replaced']['']['class']}, which cannot be done in place. "
+            "Make a new model with `rebuild`."
+        )
+    flags: list[tuple[nn.Parameter, bool]] = []
+    with _misfits_named(model), _whole_or_not_at_all(model):
+        edit = _apply(model, difference, flags)
+    for parameter, requires_grad in flags:
+        parameter.requires_grad_(requires_grad)
+    return edit
+
+
+def _check_format(difference: Mapping[str, Any]) -> None:
     if difference.get("format") != FORMAT:
         raise CheckpointError(
             f"The structure is of format {difference.get('format')!r}, not {FORMAT}. "
             "Read it with the version that wrote it."
         )
-    model = copy_model(reference)
-    first = next(model.parameters(), torch.empty(0))
+
+
+@contextmanager
+def _misfits_named(reference: nn.Module) -> Iterator[None]:
     try:
-        for name in difference["removed"]:
-            surgery.remove(model, name)
-        for name, record in difference["replaced"].items():
-            if name:
-                surgery.replace(model, name, _build(record).to(first.device))
-            else:
-                model = _build(record).to(first.device)
-        for name, change in difference["changed"].items():
-            _apply_change(model, name, change, first.device)
-        for names in difference["tied"]:
-            shared = _tensor_of(model, names[0])
-            for alias in names[1:]:
-                surgery.set_tensor(model, alias, shared)
+        yield
     except CheckpointError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -97,53 +193,82 @@ def rebuild(reference: nn.Module, difference: Mapping[str, Any]) -> nn.Module:
             f"The structure does not fit a {type(reference).__name__} of this shape: {error} "
             "Give the reference that the model was made from."
         ) from error
-    return model
+
+
+@contextmanager
+def _whole_or_not_at_all(model: nn.Module) -> Iterator[None]:
+    """Inside the `with`, `model` may be edited; if that fails, it is as it was."""
+    stores = [
+        store
+        for module in model.modules()
+        for store in (vars(module), module._parameters, module._buffers, module._modules)
+    ]
+    with surgery.undone(model):
+        yield
+        edited = [(store, dict(store)) for store in stores]
+    for store, values in edited:  # all went well: what was undone is done again
+        store.clear()
+        store.update(values)
+
+
+def _apply(
+    model: nn.Module, difference: Mapping[str, Any], flags: list[tuple[nn.Parameter, bool]]
+) -> Edit:
+    """Edit `model` but for the flags of its parameters, which are gathered in `flags`."""
+    device = next(model.parameters(), torch.empty(0)).device
+    untied = _newly_untied(_ties(model), difference["tied"])
+    edit = Edit()
+    for name in difference["removed"]:
+        edit = edit.then(surgery.remove(model, name))
+    for name, record in difference["replaced"].items():
+        edit = edit.then(surgery.replace(model, name, build(record).to(device)))
+    for name, change in difference["changed"].items():
+        module = surgery.get(model, name)
+        for key, value in change.get("attributes", {}).items():
+            setattr(module, key, decode(value))
+        for key, spec in change.get("parameters", {}).items():
+            parameter, full_name = module._parameters.get(key), _join(name, key)
+            if parameter is not None and spec is not None and full_name not in untied:
+                flag = spec["requires_grad"]
+                if {**spec, "requires_grad": parameter.requires_grad} == tensor_spec(parameter):
+                    flags.append((parameter, flag))
+                    continue
+            edit = edit.then(surgery.set_tensor(model, full_name, make_parameter(spec, device)))
+        for key, spec in change.get("buffers", {}).items():
+            surgery.set_tensor(model, _join(name, key), make_tensor(spec, device))
+    return edit.then(_tie(model, difference["tied"]))
+
+
+def _tie(model: nn.Module, ties: Sequence[Sequence[str]]) -> Edit:
+    edit = Edit()
+    for names in ties:
+        owner, _, key = names[0].rpartition(".")
+        shared = surgery.get(model, owner)._parameters[key]
+        for alias in names[1:]:
+            edit = edit.then(surgery.set_tensor(model, alias, shared))
+    return edit
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
-def _is_within(name: str, others: Any) -> bool:
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    return module.outlined_class if isinstance(module, Outline) else type(module)
+
+
+def _is_metric(name: str, module: nn.Module) -> bool:
+    methods = (getattr(type(module), method, None) for method in _METRIC_METHODS)
+    is_trained = any(parameter.requires_grad for parameter in module.parameters())
+    return bool(name) and all(map(callable, methods)) and not is_trained
+
+
+def _is_within(name: str, others: Collection[str]) -> bool:
     """Whether `name` is inside one of `others`; '' holds everything."""
     return any(name != other and (not other or name.startswith(f"{other}.")) for other in others)
 
 
-def _record(name: str, module: nn.Module) -> dict[str, Any]:
-    """All that makes `module`, but the values of its tensors."""
-    cls = type(module)
-    if _find_class(cls.__module__, cls.__qualname__) is not cls:
-        raise ModelError(
-            f"The new module {name!r} is a {cls.__module__}.{cls.__qualname__}, which a file must "
-            "not name. Build new modules from torch.nn or from this package's layers."
-        )
-    attributes = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
-    return {
-        "class": f"{cls.__module__}:{cls.__qualname__}",
-        "attributes": {key: _encode(value, f"{name}.{key}") for key, value in attributes.items()},
-        "parameters": {key: _spec(value) for key, value in module._parameters.items()},
-        "buffers": {
-            key: _buffer_spec(module, key, value, f"{name}.{key}")
-            for key, value in module._buffers.items()
-        },
-        "children": {
-            key: _record(f"{name}.{key}", child) for key, child in module.named_children()
-        },
-    }
-
-
-def _find_class(module_name: str, class_name: str) -> type[nn.Module] | None:
-    """A layer class of torch or of this package; None for anything else."""
-    if not f"{module_name}.".startswith(ALLOWED_PACKAGES):
-        return None
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except ImportError:
-        return None
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
-
-
-def _change(name: str, old: nn.Module, new: nn.Module, forced: frozenset[str]) -> dict[str, Any]:
+def _change(name: str, old: nn.Module, new: nn.Module, untied: frozenset[str]) -> dict[str, Any]:
     """What differs between two modules of one class.
 
     Raises:
@@ -156,19 +281,21 @@ def _change(name: str, old: nn.Module, new: nn.Module, forced: frozenset[str]) -
                 "code. Write it as a method of the class, or as a module of its own."
             )
     attributes = {
-        key: _encode(value, f"{name}.{key}")
+        key: encode(value, _join(name, key))
         for key, value in vars(new).items()
-        if key not in _OF_EVERY_MODULE and _is_plain(value) and vars(old).get(key) != value
+        if key not in OF_EVERY_MODULE
+        and is_plain(value)
+        and not _is_same(vars(old).get(key, _UNTOLD), value)
     }
     parameters = {
-        key: _spec(value)
+        key: tensor_spec(value)
         for key, value in new._parameters.items()
-        if _spec(value) != _spec(old._parameters.get(key)) or _join(name, key) in forced
+        if tensor_spec(value) != tensor_spec(old._parameters.get(key)) or _join(name, key) in untied
     }
     buffers = {
-        key: _buffer_spec(new, key, value, _join(name, key))
+        key: buffer_spec(new, key, value, _join(name, key))
         for key, value in new._buffers.items()
-        if _spec(value) != _spec(old._buffers.get(key))
+        if tensor_spec(value) != tensor_spec(old._buffers.get(key))
     }
     parts = {"attributes": attributes, "parameters": parameters, "buffers": buffers}
     return {part: values for part, values in parts.items() if values}
@@ -179,51 +306,12 @@ def _code_of(value: Any) -> Any:
     return getattr(value, "__code__", value)
 
 
+def _is_same(old: Any, plain: Any) -> bool:
+    return is_plain(old) and old == plain  # a tensor would be compared entry by entry
+
+
 def _join(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
-
-
-def _spec(tensor: Tensor | None) -> dict[str, Any] | None:
-    if tensor is None:
-        return None
-    spec: dict[str, Any] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype)[6:]}
-    if isinstance(tensor, nn.Parameter):
-        spec["requires_grad"] = tensor.requires_grad
-    return spec
-
-
-def _buffer_spec(
-    module: nn.Module, key: str, value: Tensor | None, name: str
-) -> dict[str, Any] | None:
-    if value is not None and key in module._non_persistent_buffers_set:
-        raise ModelError(
-            f"The buffer {name!r} changed, and its values are in no state dict. "
-            "Register it with persistent=True."
-        )
-    return _spec(value)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _encode(value: Any, name: str) -> Any:
-    if not _is_plain(value):
-        raise ModelError(
-            f"The attribute {name!r} of a new module is a {type(value).__name__}, which JSON does "
-            "not hold. Keep numbers, strings and tuples of them in modules that replace others."
-        )
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(item, name) for item in value]}
-    return [_encode(item, name) for item in value] if isinstance(value, list) else value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return tuple(_decode(item) for item in value["tuple"])
-    return [_decode(item) for item in value] if isinstance(value, list) else value
 
 
 def _ties(model: nn.Module) -> list[list[str]]:
@@ -236,10 +324,11 @@ def _ties(model: nn.Module) -> list[list[str]]:
     return [aliases for aliases in names.values() if len(aliases) > 1]
 
 
-def _newly_untied(reference: nn.Module, model: nn.Module) -> frozenset[str]:
-    """Names that share a parameter in `reference`, and not the same way in `model`."""
-    kept = _ties(model)
-    return frozenset(name for names in _ties(reference) if names not in kept for name in names)
+def _newly_untied(
+    reference: Sequence[Sequence[str]], kept: Sequence[Sequence[str]]
+) -> frozenset[str]:
+    """Names that share a parameter in the ties `reference`, and not the same way in `kept`."""
+    return frozenset(name for names in reference if names not in kept for name in names)
 
 
 def _check_shared(
@@ -258,58 +347,20 @@ def _check_shared(
                 f"{name!r} is the same module as {was!r} in the reference, and as {now!r} in the "
                 "model. Replace a shared module everywhere, with `surgery.replace`."
             )
+    for root in replaced:
+        places = [name for name, module in new.items() if module is new[root]]
+        inside = {id(module) for module in new[root].modules()}
+        for name, module in new.items():
+            if id(module) in inside and name not in places and not _is_within(name, places):
+                raise ModelError(
+                    f"{name!r} is a module of the new {root!r} as well, and both would come back "
+                    "as modules of their own. Share modules within one new module only."
+                )
 
 
-def _build(record: Mapping[str, Any]) -> nn.Module:
-    """A module from its record, without running its constructor."""
-    module_name, _, class_name = record["class"].partition(":")
-    cls = _find_class(module_name, class_name)
-    if cls is None:
-        raise CheckpointError(
-            f"The structure names {record['class']!r}, which is no layer of torch or of this "
-            "package. Do not load files that you do not trust."
-        )
-    module: nn.Module = cls.__new__(cls)
-    nn.Module.__init__(module)
-    for key, value in record["attributes"].items():
-        setattr(module, key, _decode(value))
-    for key, spec in record["parameters"].items():
-        module.register_parameter(key, _parameter(spec, torch.device("cpu")))
-    for key, spec in record["buffers"].items():
-        module.register_buffer(key, _filled(spec, torch.device("cpu")))
-    for key, child in record["children"].items():
-        module.add_module(key, _build(child))
-    return module
-
-
-def _apply_change(
-    model: nn.Module, name: str, change: Mapping[str, Any], device: torch.device
-) -> None:
-    module = surgery.get(model, name)
-    for key, value in change.get("attributes", {}).items():
-        setattr(module, key, _decode(value))
-    for key, spec in change.get("parameters", {}).items():
-        surgery.set_tensor(model, _join(name, key), _parameter(spec, device))
-    for key, spec in change.get("buffers", {}).items():
-        surgery.set_tensor(model, _join(name, key), _filled(spec, device))
-
-
-def _parameter(spec: Mapping[str, Any] | None, device: torch.device) -> nn.Parameter | None:
-    values = _filled(spec, device)
-    if spec is None or values is None:
-        return None
-    return nn.Parameter(values, requires_grad=spec["requires_grad"])
-
-
-def _filled(spec: Mapping[str, Any] | None, device: torch.device) -> Tensor | None:
-    """A tensor that shows when its values are not loaded."""
-    if spec is None:
-        return None
-    dtype = getattr(torch, spec["dtype"])
-    value = float("nan") if dtype.is_floating_point or dtype.is_complex else 0
-    return torch.full(spec["shape"], value, dtype=dtype, device=device)
-
-
-def _tensor_of(model: nn.Module, name: str) -> Tensor | None:
-    owner, _, key = name.rpartition(".")
-    return surgery.get(model, owner)._parameters[key]
+def _on_meta(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or is_lazy(tensor):
+        return tensor
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import ModelError, first_line
 from compressor.interfaces.inputs import ModelInputs
@@ -44,17 +44,17 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def copy_skeleton(model: nn.Module) -> nn.Module:
-    """A copy of `model`'s modules that shares all tensors with it.
+    """A copy of `model`'s modules that shares all tensors with it, also those in plain attributes.
 
     For structural edits that are thrown away: surgery puts new tensors into the copy. Values must
-    not be written into it, as by training.
+    not be written into it, as by training. To compare with later, see `describe.outline`.
 
     Raises:
         ModelError: as `copy_model`.
     """
-    tensors = (*model.parameters(), *model.buffers())
     try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        shared = {id(tensor): tensor for tensor in _tensors(model)}
+        return copy.deepcopy(model, shared)
     except COPY_FAILURES:
         return copy_model(model)
 
@@ -147,6 +147,19 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        yield from _tensors_in(vars(module))
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item)
 
 
 def _uncopyable(model: nn.Module) -> str:

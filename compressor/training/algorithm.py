@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import inspect
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from compressor.errors import ConfigError
+from compressor.training.card import Card
 from compressor.training.clock import Window
 from compressor.training.events import Event
 
@@ -14,9 +16,10 @@ if TYPE_CHECKING:
     from compressor.training.state import State
 
 
-class Listener(ABC):
+class Listener:
     """The half that algorithms and callbacks share. Subclass `Algorithm` or `Callback`.
 
+    Write `events` and `on`; or `match` and `apply`, where asking at every event is cheap enough.
     Everything has a default on the class, so a subclass may leave `super().__init__()` out.
 
     Attributes:
@@ -27,7 +30,7 @@ class Listener(ABC):
         after: keys of listeners that come earlier.
     """
 
-    events: Collection[Event] = frozenset()
+    events: Collection[Event | str] = frozenset()
     key: str = ""
     before: Collection[str] = ()
     after: Collection[str] = ()
@@ -36,10 +39,25 @@ class Listener(ABC):
         super().__init_subclass__(**options)
         if "key" not in vars(cls):
             cls.key = cls.__name__
+        if "apply" in vars(cls) and "events" not in vars(cls):
+            cls.events = frozenset(Event)
 
-    @abstractmethod
     def on(self, event: Event, state: State) -> None:
-        """Act at `event`, one of `events`."""
+        """Act at `event`, one of `events`; unless overridden: `apply` if `match`."""
+        if self.match(event, state):
+            takes_logger = len(inspect.signature(self.apply).parameters) > 2
+            self.apply(event, state, *([state.log] if takes_logger else []))
+
+    def match(self, event: Event, state: State) -> bool:
+        """Whether `apply` is to be called; for those who do not override `on`."""
+        del event, state
+        return True
+
+    def apply(self, event: Event, state: State, *logger: Any) -> None:
+        """Act; may take `state.log` as a third argument. For those who do not override `on`."""
+        raise ConfigError(
+            f"{type(self).__name__} does nothing at {event.name}. Override on(event, state)."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs: tensors, numbers, strings, None in lists and dicts."""
@@ -60,9 +78,16 @@ class Algorithm(Listener):
     Attributes:
         window: when it acts; None is always. SETUP, FIT_START, FIT_END, CHECKPOINT and the
             evaluation's events come to it in any case.
+        pairs: (enter, exit) events. At the exit such algorithms run last, after the callbacks, and
+            in reverse order, as nested `with` statements are left.
+        recomputes: calls `state.recompute_gradients`.
+        card: what is told of it in the documentation; None for a user's own.
     """
 
     window: Window | None = None
+    pairs: Collection[tuple[Event, Event]] = ()
+    recomputes: bool = False
+    card: ClassVar[Card | None] = None
 
     def rebind(self, edit: Edit, state: State) -> None:
         """Follow a change of the parameters, for those who hold averages or masks of them."""

@@ -16,7 +16,7 @@ Entry = tuple[Callable[[Event, State], None], Window | None]
 
 
 class Dispatch:
-    """Algorithms in their order, then callbacks in theirs.
+    """Algorithms in their order, then callbacks in theirs, then algorithms that leave a pair.
 
     Raises:
         ConfigError: if two have one key, the order is a circle, or an event is none.
@@ -27,18 +27,20 @@ class Dispatch:
         self.algorithms = sort_by_order(algorithms)
         self.callbacks = sort_by_order(callbacks)
         self._table: dict[Event, tuple[Entry, ...]] = {
-            event: tuple(
-                (listener.on, _window(listener, event))
-                for listener in self.listeners
-                if event in map(Event.of, listener.events)
-            )
+            event: tuple((each.on, _window(each, event)) for each in self.order_at(event))
             for event in Event
         }
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """All, in the order in which they are called."""
+        """All: algorithms, then callbacks."""
         return (*self.algorithms, *self.callbacks)
+
+    def order_at(self, event: Event) -> tuple[Listener, ...]:
+        """Who is called at `event`, first to last."""
+        listening = [each for each in self.listeners if event in map(Event.of, each.events)]
+        leaving = [each for each in listening if _leaves(each, event)]
+        return (*(each for each in listening if each not in leaving), *reversed(leaving))
 
     def fire(self, event: Event, state: State) -> None:
         """Call everybody who listens to `event`."""
@@ -79,6 +81,11 @@ def sort_by_order(listeners: Sequence[L]) -> tuple[L, ...]:
 
 def _precedes(first: Listener, second: Listener) -> bool:
     return second.key in first.before or first.key in second.after
+
+
+def _leaves(listener: Listener, event: Event) -> bool:
+    """Whether `event` is the exit of a pair that `listener` declares."""
+    return isinstance(listener, Algorithm) and any(exit is event for _, exit in listener.pairs)
 
 
 def _window(listener: Listener, event: Event) -> Window | None:

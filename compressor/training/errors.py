@@ -7,3 +7,7 @@ from compressor.errors import CompressorError
 
 class DivergedError(CompressorError, ArithmeticError):
     """The training loss became infinite or not a number; the message says when."""
+
+
+class OutOfMemoryError(CompressorError, MemoryError):
+    """Not even one sample of a batch fits into memory."""

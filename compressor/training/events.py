@@ -15,15 +15,16 @@ class Event(Enum):
         SETUP                     surgery allowed; before device, optimizer and wrapping
         FIT_START
           EPOCH_START
-            BATCH_START           whole batch, on the device
-              BEFORE_FORWARD      each call of the model; `state.inputs` may be replaced
-              AFTER_FORWARD       `state.outputs` may be replaced
+            BATCH_START           the whole batch, on the device; may be replaced
+              BEFORE_FORWARD      each micro-batch: `state.batch` may be replaced
+              AFTER_FORWARD       `state.outputs`; these and the targets in `state.batch` may be
+                                  replaced: the loss sees them
               AFTER_LOSS          named terms: add or replace, never scale in place
-            BEFORE_STEP           gradients unscaled
+            BEFORE_STEP           gradients complete and unscaled
             AFTER_STEP            `state.step_skipped` is known; before clock and schedule
             BATCH_END             clock advanced; the only place for surgery inside fit
           EPOCH_END               also after a partial last epoch
-        EVAL_START  EVAL_END      each evaluation
+        EVAL_START  EVAL_END      each evaluator
         CHECKPOINT                before a checkpoint is written
         FIT_END                   before the last evaluation and checkpoint
 

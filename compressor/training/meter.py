@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from compressor.training.clock import Clock
+from compressor.distributed import Context
+from compressor.interfaces.inputs import device_of
+from compressor.training.clock import Clock, DurationLike, Every
 from compressor.training.errors import DivergedError
+from compressor.training.metric_state import begin_metrics, restore_metric, save_metric
+from compressor.training.tasks.base import Metric, TaskModel, compute_metrics, named_metrics
+
+if TYPE_CHECKING:
+    from compressor.training.state import State
 
 # Batches between looks at a loss on the GPU: a look waits for the GPU, so not every batch. The sum
 # that is looked at stays infinite or NaN once a term was, so nothing is missed, only seen later.
@@ -16,47 +25,164 @@ LOOK_EVERY = 50
 
 
 class LossMeter:
-    """Sums of the terms of one epoch, kept where they were computed."""
+    """Sums of the terms since it was made, kept where they were computed."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, float] = {}
 
-    def update(self, losses: Mapping[str, Tensor], total: Tensor, clock: Clock) -> None:
-        """Count one batch in.
+    def update(self, losses: Mapping[str, Tensor], total: Tensor, share: float = 1.0) -> None:
+        """Count a part of a batch in.
+
+        Args:
+            losses: terms, each of shape ().
+            total: their weighted sum.
+            share: of the batch.
+        """
+        is_cheap = not total.is_cuda
+        sums, counts = self._sums, self._counts
+        last: Tensor | None = None
+        item: Tensor | float = 0.0
+        for name, value in (*losses.items(), ("total", total)):
+            if value is not last:  # a total of one term is that term
+                item = value.item() if is_cheap else value.detach().double()
+                if share != 1.0:
+                    item = share * item
+            last = value
+            sums[name] = sums.get(name, 0.0) + item
+            counts[name] = counts.get(name, 0.0) + share
+
+    def check(self, clock: Clock) -> None:
+        """Do nothing if the total is a number; on the GPU that is looked at now and then.
 
         Raises:
             DivergedError: if the total is infinite or NaN; on the GPU at the latest after
                 `LOOK_EVERY` batches.
         """
-        is_cheap = total.device.type == "cpu"
-        for name, value in losses.items():
-            self._add(name, value, is_cheap)
-        self._add("total", total, is_cheap)
-        if is_cheap or clock.batch_in_epoch % LOOK_EVERY == 0:
-            self._check(clock.epoch + 1, clock.batch_in_epoch + 1)
+        total = self._sums.get("total", 0.0)
+        if isinstance(total, float):
+            if not math.isfinite(total):
+                self._raise(total, clock.epoch + 1, clock.batch_in_epoch + 1)
+        elif clock.batch_in_epoch % LOOK_EVERY == 0 and not math.isfinite(total.item()):
+            self._raise(total.item(), clock.epoch + 1, clock.batch_in_epoch + 1)
 
     def means(self, clock: Clock) -> dict[str, float]:
         """Mean of each term over its batches, by "train/" and the term's name.
 
         Raises:
-            DivergedError: as `update`.
+            DivergedError: if the total is infinite or NaN.
         """
-        self._check(clock.epoch + 1, clock.batch_in_epoch)
+        total = float(self._sums.get("total", 0.0))
+        if not math.isfinite(total):
+            self._raise(total, clock.epoch + 1, clock.batch_in_epoch)
         return {f"train/{name}": float(s) / self._counts[name] for name, s in self._sums.items()}
 
-    def _add(self, name: str, value: Tensor, is_cheap: bool) -> None:
-        item = value.item() if is_cheap else value.detach().double()
-        self._sums[name] = self._sums.get(name, 0.0) + item
-        self._counts[name] = self._counts.get(name, 0) + 1
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return {
+            "sums": {name: float(value) for name, value in self._sums.items()},
+            "counts": dict(self._counts),
+        }
 
-    def _check(self, epoch: int, batch: int) -> None:
-        total = self._sums.get("total", 0.0)
-        value = total.item() if isinstance(total, Tensor) else total
-        if not math.isfinite(value):
-            odd = [name for name, s in self._sums.items() if not math.isfinite(float(s))]
-            raise DivergedError(
-                f"The training loss became {value} in epoch {epoch}, batch {batch} "
-                f"(terms: {', '.join(odd)}). Lower the learning rate, "
-                "or clip gradients harder."
-            )
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take them."""
+        self._sums, self._counts = dict(saved["sums"]), dict(saved["counts"])
+
+    def _raise(self, value: float, epoch: int, batch: int) -> None:
+        odd = [name for name, s in self._sums.items() if not math.isfinite(float(s))]
+        raise DivergedError(
+            f"The training loss became {value} in epoch {epoch}, batch {batch} "
+            f"(terms: {', '.join(odd)}). Lower the learning rate, or clip gradients harder."
+        )
+
+
+class TrainMeter:
+    """All that is measured while training: losses of the epoch, since the last log, and metrics.
+
+    Args:
+        model: a `TaskModel` may have metrics of its own for training.
+        log_interval: between the losses that loggers are told of.
+    """
+
+    def __init__(self, model: nn.Module, log_interval: DurationLike) -> None:
+        self._task = model if isinstance(model, TaskModel) else None
+        self._metrics: dict[str, Metric] = {}
+        self.every = Every(log_interval)
+        self._epoch = LossMeter()
+        self._window = None if self.every.is_by_epoch else LossMeter()
+
+    def begin_epoch(self) -> None:
+        """Forget the epoch before."""
+        self._epoch = LossMeter()
+        if self._task is not None:
+            self._metrics = named_metrics(self._task.get_metrics(is_train=True))
+            begin_metrics(self._metrics, device_of(self._task))
+
+    def update(self, state: State, total: Tensor, share: float) -> None:
+        """Count a micro-batch in, of which the state holds losses, targets and outputs."""
+        if self._window is None and not self._metrics:
+            self._epoch.update(state.losses, total, share)
+        else:
+            self.count(state.losses, state.batch, state.outputs, total, share)
+
+    def count(
+        self, losses: Mapping[str, Tensor], batch: Any, outputs: Any, total: Tensor, share: float
+    ) -> None:
+        """Count a micro-batch in, which is `share` of its batch."""
+        self._epoch.update(losses, total, share)
+        if self._window is not None:
+            self._window.update(losses, total, share)
+        if self._metrics and self._task is not None:
+            with torch.no_grad():
+                outputs = self._task.eval_forward(batch, outputs)
+                for metric in self._metrics.values():
+                    self._task.update_metric(batch, outputs, metric)
+
+    def check(self, clock: Clock) -> None:
+        """Do nothing if the loss is a number.
+
+        Raises:
+            DivergedError: if it is not.
+        """
+        self._epoch.check(clock)
+
+    def end_epoch(self, clock: Clock, context: Context) -> dict[str, float]:
+        """Means over the epoch, and over all processes, by "train/" and the name."""
+        means = self._epoch.means(clock)
+        if self._metrics:
+            computed = compute_metrics(self._metrics)
+            means |= {f"train/{name}": value for name, value in computed.items()}
+        if context.world_size > 1:
+            values = torch.tensor(list(means.values()), dtype=torch.float64)
+            context.average([values])
+            means = dict(zip(means, values.tolist(), strict=True))
+        return means
+
+    def log_epoch_if_due(self, state: State) -> None:
+        """Tell the loggers of the last epoch."""
+        if self._window is None and self.every.is_due(state.clock):
+            state.log(state.train_metrics)
+
+    def log_if_due(self, state: State) -> None:
+        """Tell the loggers of the batches since they were told last."""
+        if self._window is not None and self.every.is_due(state.clock):
+            state.log(self._window.means(state.clock))
+            self._window = LossMeter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted in."""
+        return {
+            "epoch": self._epoch.state_dict(),
+            "window": None if self._window is None else self._window.state_dict(),
+            "metrics": {name: save_metric(metric) for name, metric in self._metrics.items()},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take it."""
+        self.begin_epoch()
+        self._epoch.load_state_dict(saved["epoch"])
+        if self._window is not None and saved["window"] is not None:
+            self._window.load_state_dict(saved["window"])
+        for name, metric in self._metrics.items():
+            if name in saved["metrics"]:
+                restore_metric(metric, saved["metrics"][name])

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from compressor.errors import CheckpointError
+from compressor.seeding import rng_state
+from compressor.structure.describe import apply_difference, diff
+from compressor.structure.trace import copy_skeleton
 from compressor.training import binding
 
 if TYPE_CHECKING:
@@ -17,48 +20,102 @@ if TYPE_CHECKING:
 def state_dict(trainer: Trainer) -> dict[str, Any]:
     """All that `load_state_dict` needs: plain values, and tensors that are not copied."""
     state = trainer.state
+    is_within_epoch = bool(state.clock.batch_in_epoch)
     return {
         "clock": state.clock.state_dict(),
         "seed": state.seed,
         "stop_reason": state.stop_reason,
         "metrics": dict(state.metrics),
         "train_metrics": dict(state.train_metrics),
+        "structure": state.structure(),
         "model": state.model.state_dict(),
-        "optimizer": binding.optimizer_state(trainer.optimizer, state.model),
-        "schedule": trainer.schedule.scheduler.state_dict(),
+        "optimizer": trainer.optimizer and binding.optimizer_state(trainer.optimizer, state.model),
+        "schedule": trainer.schedule and trainer.schedule.scheduler.state_dict(),
         "scaler": trainer.scaler.state_dict(),
-        "listeners": {each.key: each.state_dict() for each in trainer.dispatch.listeners},
+        "meter": trainer.meter.state_dict(),
+        "generators": rng_state() if is_within_epoch else None,
+        "registered": trainer.registered.state_dict(),
+        "algorithms": {each.key: each.state_dict() for each in trainer.dispatch.algorithms},
+        "callbacks": {each.key: each.state_dict() for each in trainer.dispatch.callbacks},
     }
 
 
-def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> None:
+def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Put a trainer where the one was that `state_dict` was taken of.
 
+    Callbacks and loggers may be others: those that are in both go on.
+
+    Returns:
+        The states of the global generators, if that was within an epoch.
+
     Raises:
-        CheckpointError: if it has another model, optimizer or list of algorithms and callbacks;
-            nothing is loaded then.
+        CheckpointError: if it has another model, optimizer or list of algorithms; nothing is loaded
+            then.
     """
-    state, listeners = trainer.state, trainer.dispatch.listeners
-    _check_same("algorithm or callback", saved["listeners"], [each.key for each in listeners])
-    _check_same_model(state.model, saved["model"])
-    binding.load_optimizer_state(trainer.optimizer, state.model, saved["optimizer"])
+    state, algorithms = trainer.state, trainer.dispatch.algorithms
+    _check_same("algorithm", saved["algorithms"], [each.key for each in algorithms])
+    trainer.registered.check(saved["registered"])
+    _replay_structure(trainer, saved)
+    if trainer.optimizer is not None and trainer.schedule is not None:
+        binding.load_optimizer_state(trainer.optimizer, state.model, saved["optimizer"])
+        trainer.schedule.scheduler.load_state_dict(saved["schedule"])
+        # It has stepped; else torch warns when the epoch ends before its next step here.
+        trainer.optimizer._opt_called = True  # type: ignore[attr-defined]
     state.model.load_state_dict(saved["model"])
     state.clock.load_state_dict(saved["clock"])
     state.seed, state.stop_reason = saved["seed"], saved["stop_reason"]
     state.metrics, state.train_metrics = dict(saved["metrics"]), dict(saved["train_metrics"])
-    trainer.schedule.scheduler.load_state_dict(saved["schedule"])
     if saved["scaler"]:
         trainer.scaler.load_state_dict(saved["scaler"])
-    for listener in listeners:
-        listener.load_state_dict(saved["listeners"][listener.key])
+    trainer.meter.load_state_dict(saved["meter"])
+    trainer.registered.load_state_dict(saved["registered"])
+    for algorithm in algorithms:
+        algorithm.load_state_dict(saved["algorithms"][algorithm.key])
+    for callback in trainer.dispatch.callbacks:
+        if callback.key in saved["callbacks"]:
+            callback.load_state_dict(saved["callbacks"][callback.key])
+    generators: Mapping[str, Any] | None = saved["generators"]
+    return generators
 
 
-def set_epoch(loader: Iterable[Any], epoch: int) -> None:
-    """Tell samplers that shuffle by the number of the epoch, such as DistributedSampler."""
-    sampler = getattr(getattr(loader, "native_dl", loader), "sampler", None)
-    tell = getattr(sampler, "set_epoch", None)
-    if callable(tell):
-        tell(epoch)
+def hyperparameters(trainer: Trainer) -> dict[str, Any]:
+    """What a logger is told of a training, as plain values."""
+    state, optimizer = trainer.state, trainer.optimizer
+    options = {} if optimizer is None else optimizer.param_groups[0]
+    return {
+        "max_duration": str(state.max_duration),
+        "precision": state.precision,
+        "seed": state.seed,
+        "device": str(state.device),
+        "model": type(state.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "optimizer": "" if optimizer is None else type(optimizer).__name__,
+        **{
+            f"optimizer/{name}": value
+            for name, value in options.items()
+            if isinstance(value, (bool, int, float, str))
+        },
+        "algorithms": ", ".join(each.key for each in trainer.dispatch.algorithms),
+    }
+
+
+def _replay_structure(trainer: Trainer, saved: Mapping[str, Any]) -> None:
+    """Edit the model as it was edited then; if it would not fit even so, leave it as it is."""
+    state, structure = trainer.state, saved["structure"]
+    own = state.structure()
+    is_as_made = own is None or own == diff(state.model, state.model)
+    if structure is None or own == structure or not is_as_made:
+        _check_same_model(state.model, saved["model"])
+        return
+    flags = [(parameter, parameter.requires_grad) for parameter in state.model.parameters()]
+    trial = copy_skeleton(state.model)
+    try:
+        apply_difference(trial, structure)
+        _check_same_model(trial, saved["model"])
+    finally:
+        for parameter, flag in flags:  # which the trial shares
+            parameter.requires_grad_(flag)
+    state.edit(lambda model: apply_difference(model, structure))
 
 
 def _check_same_model(model: nn.Module, saved: Mapping[str, Any]) -> None:

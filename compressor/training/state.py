@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,67 +10,97 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compressor.errors import LossError, MetricError, SurgeryError, suggest
-from compressor.interfaces.inputs import ModelInputs
+from compressor.errors import ConfigError, LossError, MetricError, SurgeryError, suggest
+from compressor.interfaces.inputs import device_of
 from compressor.interfaces.optimizers import Schedule
+from compressor.structure.describe import diff
 from compressor.training import binding
-from compressor.training.clock import Clock, Duration
+from compressor.training.clock import Clock, Duration, parse_total
 from compressor.training.events import IN_USE, Event
 from compressor.training.precision import Precision
+from compressor.training.step import Call, Step, make_step
 
 if TYPE_CHECKING:
     from compressor.structure.surgery import Edit
     from compressor.training.algorithm import Algorithm
+    from compressor.training.loggers.base import Logger
 
 
 @dataclass
 class State:
-    """A training as it stands.
+    """A training as it stands. A trainer makes one; for a loop of your own, give the first four.
 
     Attributes:
         model: is trained, in place.
-        max_duration: the whole, of which `fraction` is a part.
-        device: of model and batches.
+        max_duration: the whole, of which `fraction` is a part: '10ep', 3, a `Duration`.
+        device: of model and batches; None: where the model is.
+        train_dataloader: what is trained on.
         precision: in which steps compute; parameters stay as they are.
         seed: of all that is drawn.
+        rank: of this process, 0 if it is the only one.
         clock: what is done.
         event: that was fired last; None before SETUP.
         algorithms: are told of edits.
+        loggers: what `log` tells.
         optimizer: None until SETUP is over.
         schedule: of the learning rate; None until SETUP is over.
-        batch: as the loader gave it, on `device`.
-        inputs: of the latest call of the model in this step; recorded only while somebody listens
-            to BEFORE_FORWARD or AFTER_FORWARD.
-        outputs: of that call.
+        runner: what is called: the model, perhaps compiled.
+        batch: on `device`; the micro-batch from BEFORE_FORWARD to AFTER_LOSS, else the whole.
+        outputs: of the model for it.
+        calls: of the model for it; recorded only while somebody listens to AFTER_FORWARD or
+            AFTER_LOSS.
         losses: named terms of this batch, each of shape ().
         weights: by which terms enter the total; 1 where there is none.
         task_terms: names of the terms that the user's own loss gave.
         step_skipped: the last step was left out, because the gradients had overflowed.
-        metrics: of the last evaluation, by the user's names.
-        train_metrics: mean of each term, and of the total, over the last epoch.
+        metrics: the latest of each evaluator, by the user's names, "label/name" if it has a label.
+        evaluator: label of the one that ran last, or is running.
+        evaluated: names of the metrics that it gave.
+        train_metrics: "train/" and the name: mean of each term, and of the total, over the last
+            epoch, and the task's own metrics of training.
         stop_reason: why training ends early; '' when it does not.
+        values: what a step of your own returned last, and what callbacks of recipes keep.
     """
 
     model: nn.Module
     max_duration: Duration
-    device: torch.device
+    device: torch.device = None  # type: ignore[assignment]
+    train_dataloader: Iterable[Any] = ()
     precision: Precision = "fp32"
     seed: int = 0
+    rank: int = 0
     clock: Clock = field(default_factory=Clock)
     event: Event | None = None
     algorithms: tuple[Algorithm, ...] = ()
+    loggers: tuple[Logger, ...] = ()
     optimizer: Optimizer | None = None
     schedule: Schedule | None = None
+    runner: Any = None
     batch: Any = None
-    inputs: ModelInputs | None = None
     outputs: Any = None
+    calls: list[Call] = field(default_factory=list)
     losses: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     task_terms: tuple[str, ...] = ()
     step_skipped: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
+    evaluator: str = ""
+    evaluated: frozenset[str] = frozenset()
     train_metrics: dict[str, float] = field(default_factory=dict)
     stop_reason: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    step: Step | None = field(default=None, repr=False)
+    skeleton: nn.Module | None = field(default=None, repr=False)
+    recompute: Callable[[], None] | None = field(default=None, repr=False)
+    _given: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Settle what was left out."""
+        self.max_duration = parse_total(self.max_duration)
+        if self.device is None:
+            self.device = device_of(self.model)
+        if self.runner is None:
+            self.runner = self.model
 
     @property
     def fraction(self) -> float:
@@ -90,8 +120,17 @@ class State:
 
     def forget_batch(self) -> None:
         """Let go of the last batch and all that was computed from it."""
-        self.event = self.batch = self.inputs = self.outputs = None
-        self.losses = {}
+        self.event = self.batch = self.outputs = None
+        self.losses, self.calls = {}, []
+
+    @property
+    def loss(self) -> Tensor:
+        """The total, of shape (). Setting it makes the value the only term, "loss"."""
+        return self.total_loss()
+
+    @loss.setter
+    def loss(self, value: Tensor | Mapping[str, Tensor]) -> None:
+        self.begin_losses(dict(value) if isinstance(value, Mapping) else {"loss": value})
 
     def begin_losses(self, losses: dict[str, Tensor]) -> None:
         """Take the terms of the user's own loss; forget those of the batch before."""
@@ -122,6 +161,46 @@ class State:
             raise LossError("The loss has no term. Return a tensor, or a dict of them.")
         return total
 
+    def recompute_loss(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """The terms of the user's own loss for `outputs` of the present batch, without the model.
+
+        Args:
+            outputs: such as `state.outputs`.
+            batch: the present one with other targets in it.
+        """
+        return self._known_step().loss(self, outputs, batch)
+
+    def run_model(self, model: nn.Module, batch: Any) -> Any:
+        """Call `model`, this one or another of its kind, on `batch` as the step does.
+
+        Returns:
+            A task's outputs; of a function of (model, batch), the loss that it gives.
+        """
+        return self._known_step().call(model, batch)
+
+    def recompute_gradients(self) -> None:
+        """Compute the gradients of this batch anew, with the same random numbers; at BEFORE_STEP.
+
+        They are complete and unscaled, and take the place of those that were there.
+
+        Raises:
+            ConfigError: without a trainer, or if the algorithm does not say `recomputes = True`.
+        """
+        if self.recompute is None or self.event is not Event.BEFORE_STEP:
+            raise ConfigError(
+                "Gradients can be computed anew only at BEFORE_STEP, in a Trainer, by an algorithm "
+                "whose class says `recomputes = True`."
+            )
+        self.recompute()
+        self.event = Event.BEFORE_STEP
+
+    def take_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Take what the evaluator of the label `evaluator` gave, in place of what it gave last."""
+        before = self._given.get(self.evaluator, frozenset())
+        kept = {name: value for name, value in self.metrics.items() if name not in before}
+        self.metrics = {**kept, **metrics}
+        self.evaluated = self._given[self.evaluator] = frozenset(metrics)
+
     def metric(self, key: str) -> float:
         """The value of the last evaluation.
 
@@ -131,6 +210,15 @@ class State:
         if key not in self.metrics:
             raise MetricError(f"The evaluation gave no {key!r}. {suggest(key, self.metrics)}")
         return self.metrics[key]
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Hand `metrics` to all loggers, as of this batch."""
+        for logger in self.loggers:
+            logger.log(metrics, self.clock.batch)
+
+    def structure(self) -> dict[str, Any] | None:
+        """The edits since the beginning, as JSON; None where a trainer does not keep account."""
+        return None if self.skeleton is None else diff(self.skeleton, self.model)
 
     def edit(self, change: Callable[[nn.Module], Edit]) -> Edit:
         """Change the model through `structure.surgery`; all that is bound to parameters follows.
@@ -161,3 +249,8 @@ class State:
         for algorithm in self.algorithms:
             algorithm.rebind(edit, self)
         return edit
+
+    def _known_step(self) -> Step:
+        if self.step is None:
+            self.step = make_step(self.model, None, is_observed=True)
+        return self.step

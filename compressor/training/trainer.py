@@ -1,55 +1,57 @@
-"""One trainer for recovery, distillation and a user's own training: the loop of `Event`."""
+"""The trainer: one loop for recovery, distillation, quantization-aware training, a user's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from compressor.distributed import current_context
 from compressor.errors import ConfigError, DataError
-from compressor.interfaces.data import kept_generators, move, sample_count, seed_generators
+from compressor.interfaces.data import kept_generators, move
 from compressor.interfaces.evaluation import evaluating
-from compressor.interfaces.optimizers import (
-    OptimizerSpec,
-    SchedulerConfig,
-    SchedulerSpec,
-    make_optimizer,
-    make_scheduler,
-)
+from compressor.interfaces.optimizers import Schedule
 from compressor.logs import get_logger
 from compressor.seeding import derive_seed, isolated_rng
-from compressor.training import binding, resume
+from compressor.structure.describe import outline
+from compressor.training import resume
 from compressor.training.algorithm import Algorithm, Callback
 from compressor.training.checkpoint import LATEST, read_checkpoint, write_checkpoint
-from compressor.training.clock import Clock, Duration, DurationLike, parse_total
+from compressor.training.clock import Clock, Duration, DurationLike, Every, Stopwatch, parse_total
 from compressor.training.dispatch import Dispatch
+from compressor.training.evaluator import (
+    Evaluations,
+    Evaluator,
+    make_evaluators,
+    run_evaluator,
+)
 from compressor.training.events import Event
-from compressor.training.meter import LossMeter
-from compressor.training.precision import (
-    Precision,
-    check_precision,
-    make_autocast,
-    make_scaler,
+from compressor.training.gradients import Gradients, MicroBatchSize
+from compressor.training.loading import batches_from, epoch_length, prepare_loader
+from compressor.training.loggers.base import Logger
+from compressor.training.meter import TrainMeter
+from compressor.training.precision import Precision, check_precision, make_autocast, make_scaler
+from compressor.training.registered import Registered
+from compressor.training.setup import (
+    DeviceLike,
+    Optimizers,
+    Schedulers,
+    set_schedule,
+    set_up,
+    torch_device,
 )
-from compressor.training.schedules import make_default_schedule
 from compressor.training.state import State
-from compressor.training.step import (
-    check_differentiable,
-    forward_events,
-    in_training_mode,
-    named_terms,
-)
+from compressor.training.step import LossFunction, ManualStep, in_training_mode, make_step
+from compressor.training.tasks.base import TaskModel
 
 logger = get_logger(__name__)
-
-Step: TypeAlias = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
-Evaluate: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
 
 
 class Trainer:
@@ -57,29 +59,37 @@ class Trainer:
 
     Nothing is drawn from the caller's generators, the global ones or the loader's own: every epoch
     seeds them anew from `seed`, and their states are put back after a fit. With `save_dir`, a
-    checkpoint is written after every epoch, from which `resume` goes on as if nothing had happened:
-    bit-equal on the CPU, if the loader's workers are not persistent (their generators outlive the
-    epoch).
+    checkpoint is written at every `save_interval`, from which `resume` goes on as if nothing had
+    happened: bit-equal on the CPU, if the loader's workers are not persistent (their generators
+    outlive the epoch).
 
     Args:
-        model: is moved to `device`.
-        step: (model, batch) -> loss terms; calls the model itself. A tensor is the term "loss".
+        model: is moved to `device`. A `TaskModel` says itself how it is trained and evaluated.
+        step: (model, batch) -> loss terms, for any other model; calls the model itself. A tensor is
+            the term "loss". Or a `ManualStep`, which does all that is to be done with a batch.
         train_dataloader: any iterable of batches that can be iterated again.
-        evaluate: model -> metrics. Called in eval mode, without gradients.
+        eval_dataloader: a loader, an `Evaluator`, or a list of them.
         optimizers: a dict with "name", a factory, or an optimizer of the model's parameters; None
             is the default of `make_optimizer`.
         schedulers: a dict with "name", or a factory; None is `schedules.warmup_cosine`.
-        max_duration: '10ep', '500ba', '1e6sp'; an int counts epochs.
+        max_duration: '10ep', '500ba', '1e6sp', '90m'; an int counts epochs.
         eval_interval: between evaluations. One always follows the end.
         eval_skip: no evaluation before so much has been trained, but for the one at the end.
         eval_key: the metric that a schedule with interval "eval" is stepped with.
         algorithms: change the training.
         callbacks: watch it.
-        device: of torch.
+        loggers: are told of losses, metrics, and what callbacks measure.
+        micro_batch_size: samples of which the gradients are computed at once; "auto" finds what
+            fits into memory; None takes a batch as it comes.
+        compile: run the model through `torch.compile`; a mapping is its options.
+        device: of torch, or "GPU".
         precision: in which steps compute; "fp16" scales the loss.
         learning_rate: where `optimizers` says none.
         seed: of all that is drawn.
         save_dir: folder of the checkpoint; None writes none.
+        save_interval: between checkpoints. One always follows the end.
+        log_interval: between the losses that loggers are told of.
+        autoresume: `fit` goes on from the checkpoint of `save_dir`, if there is one.
 
     Raises:
         ConfigError: what contradicts itself.
@@ -100,73 +110,112 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        step: Step,
+        step: LossFunction | ManualStep | None = None,
         *,
-        train_dataloader: Iterable[Any],
-        evaluate: Evaluate | None = None,
-        optimizers: OptimizerSpec | Optimizer | None = None,
-        schedulers: SchedulerConfig | SchedulerSpec | None = None,
+        train_dataloader: Iterable[Any] = (),
+        eval_dataloader: Iterable[Any] | Evaluator | Sequence[Evaluator] | None = None,
+        optimizers: Optimizers = None,
+        schedulers: Schedulers = None,
         max_duration: DurationLike = "10ep",
         eval_interval: DurationLike = "1ep",
         eval_skip: DurationLike = "0ep",
         eval_key: str | None = None,
         algorithms: Sequence[Algorithm] = (),
         callbacks: Sequence[Callback] = (),
-        device: torch.device | str = "cpu",
+        loggers: Sequence[Logger] = (),
+        micro_batch_size: MicroBatchSize = None,
+        compile: bool | Mapping[str, Any] = False,
+        device: DeviceLike = "cpu",
         precision: Precision = "fp32",
         learning_rate: float = 0.01,
         seed: int = 0,
         save_dir: str | Path | None = None,
+        save_interval: DurationLike = "1ep",
+        log_interval: DurationLike = "1ep",
+        autoresume: bool = False,
     ) -> None:
         check_precision(precision)
-        device = torch.device(device)
-        self.dispatch = Dispatch(algorithms, callbacks)
+        if autoresume and save_dir is None:
+            raise ConfigError("autoresume needs a folder of checkpoints. Give save_dir.")
+        self.dispatch = Dispatch(algorithms, [*callbacks, *loggers])
         self.train_dataloader = train_dataloader
-        # Hooks cost as much as all the rest of the engine: only for those who listen.
-        is_heard = self.dispatch.is_heard(Event.BEFORE_FORWARD, Event.AFTER_FORWARD)
-        self._call_step = self._observe_step if is_heard else step
-        self.step = step
-        self._evaluate_model = evaluate
-        self._eval_interval = _parse_interval(eval_interval)
-        self._eval_skip = Duration.parse(eval_skip)
-        self._eval_key = eval_key
-        self._evaluated_at = -1
-        self._evaluations_due = 0
-        self._save_dir = None if save_dir is None else Path(save_dir)
-        self._autocast = make_autocast(precision, device)
-        self.scaler = make_scaler(precision, device)
-        self.state = State(
+        self.evaluations = Evaluations(make_evaluators(eval_dataloader), eval_interval, eval_skip)
+        self.registered = Registered()
+        self.context = current_context()
+        self.state = state = State(
             model,
             parse_total(max_duration),
-            device,
+            torch_device(device),
+            train_dataloader,
             precision,
             seed,
-            Clock(batches_per_epoch=_length(train_dataloader)),
+            self.context.rank,
+            Clock(batches_per_epoch=epoch_length(train_dataloader)),
             algorithms=self.dispatch.algorithms,
+            loggers=tuple(loggers),
         )
-        with isolated_rng(derive_seed(seed, "setup")):
-            self.dispatch.fire(Event.SETUP, self.state)
-            model.to(device)
-            self.optimizer = (
-                optimizers
-                if isinstance(optimizers, Optimizer)
-                else make_optimizer(optimizers, model, learning_rate)
-            )
-        binding.check_bound(self.optimizer, model)
-        self.schedule = make_scheduler(schedulers, self.optimizer) or make_default_schedule(
-            self.optimizer, lambda: self.state.fraction
+        self._fire = partial(self.dispatch.fire, state=state)
+        self.meter = TrainMeter(model, log_interval)
+        self._eval_key = eval_key
+        self._save_every = Every(save_interval)
+        self._save_dir = None if save_dir is None else Path(save_dir)
+        self._autoresume = autoresume
+        self._changes_at_the_end = self.dispatch.changes_at(Event.FIT_END)
+        self._interrupted: Mapping[str, Any] | None = None  # the generators within an epoch
+        self._is_fitting = False
+        self._looks_within_epochs = not all(
+            every.is_by_epoch
+            for every in (*self.evaluations.intervals, self._save_every, self.meter.every)
         )
-        if self.schedule.interval == "eval" and (evaluate is None or eval_key is None):
-            raise ConfigError(
-                "The scheduler steps with the metric, and there is none. "
-                "Give `evaluate` and `eval_key`, or another interval."
+        self._stopwatch = Stopwatch(state.clock)
+        self.scaler = make_scaler(precision, state.device)
+        self._is_scaled = self.scaler.is_enabled()
+        self._manual = step if isinstance(step, ManualStep) else None
+        if not isinstance(step, ManualStep):
+            is_heard = self.dispatch.is_heard(Event.AFTER_FORWARD, Event.AFTER_LOSS)
+            state.step = make_step(model, step, is_observed=is_heard)
+            self._gradients = Gradients(
+                state.step,
+                self._fire,
+                make_autocast(precision, state.device),
+                self.scaler,
+                self.context,
+                micro_batch_size,
+                recomputes=any(each.recomputes for each in self.dispatch.algorithms),
             )
-        self.state.optimizer, self.state.schedule = self.optimizer, self.schedule
+            state.recompute = partial(self._gradients.recompute, state)
+        set_up(state, self.dispatch, optimizers, None if self._manual else learning_rate)
+        if self._manual is None:
+            has_metric = bool(self.evaluations.all) and eval_key is not None
+            set_schedule(state, schedulers, has_metric=has_metric)
+            if save_dir is not None:
+                state.skeleton = outline(model)
+        if compile:
+            options = compile if isinstance(compile, Mapping) else {}
+            state.runner = torch.compile(model, **options)
 
     @property
     def model(self) -> nn.Module:
         """The model that is trained."""
         return self.state.model
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """Of the model; None with a `ManualStep`."""
+        return self.state.optimizer
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Of the learning rate; None with a `ManualStep`."""
+        return self.state.schedule
+
+    def register(self, name: str, value: Any) -> None:
+        """Save `value` with the checkpoints, and restore it: a model, a tensor, a plain value.
+
+        Raises:
+            ConfigError: if `name` could not be an attribute.
+        """
+        self.registered.add(name, value)
 
     def fit(self, duration: DurationLike | None = None) -> None:
         """Train up to `max_duration`, or `duration` more, which then is the new `max_duration`.
@@ -177,9 +226,11 @@ class Trainer:
         Raises:
             DivergedError: the loss became infinite or NaN.
             LossError: the loss is no scalar, or does not depend on the model.
-            DataError: the loader gives no batch.
+            DataError: the loader gives no batch, or fails.
         """
         state = self.state
+        if self._autoresume and not state.clock.batch:
+            self.resume()
         if duration is not None:
             self._extend(parse_total(duration))
         if state.is_finished:
@@ -191,34 +242,53 @@ class Trainer:
                 stack.callback(listener.close)
             stack.enter_context(isolated_rng(derive_seed(state.seed, "fit")))
             stack.enter_context(in_training_mode(state.model))
-            self._evaluations_due = self._count_due()
+            self.registered.to(state.device)
+            for every in (*self.evaluations.intervals, self._save_every):
+                every.begin(state.clock)
+            self._stopwatch.start()
+            stack.callback(setattr, self, "_is_fitting", False)
+            self._is_fitting = True
+            self._agree()
+            self._tell_loggers()
             self._fire(Event.FIT_START)
             while not state.is_finished:
                 self._train_epoch()
                 if not state.is_finished:
-                    self._evaluate_if_due()
-                    self._save()
+                    self._look_around()
             self._fire(Event.FIT_END)
-            self._evaluate_at_end()
+            if not self.evaluations.is_up_to_date(state.clock) or self._changes_at_the_end:
+                self._evaluate(self.evaluations.all)
             self._save()
 
-    def evaluate(self) -> dict[str, float]:
-        """Evaluate the model as it is; the metrics are also `state.metrics`.
+    def eval(self) -> dict[str, float]:
+        """Run all evaluators on the model as it is; the metrics are also `state.metrics`.
 
         Raises:
-            ConfigError: if there is no `evaluate`.
+            ConfigError: if there is none.
         """
-        if self._evaluate_model is None:
-            raise ConfigError("This trainer has nothing to evaluate with. Give it `evaluate`.")
-        clock = self.state.clock
-        with isolated_rng(derive_seed(self.state.seed, "evaluate", clock.batch)):
-            self._fire(Event.EVAL_START)
-            with evaluating(self.model), torch.no_grad():
-                metrics = self._evaluate_model(self.model)
-            self.state.metrics = {name: float(value) for name, value in metrics.items()}
-            self._evaluated_at = clock.batch
-            self._fire(Event.EVAL_END)
+        if not self.evaluations.all:
+            raise ConfigError("This trainer has nothing to evaluate on. Give eval_dataloader.")
+        self._evaluate(self.evaluations.all)
         return self.state.metrics
+
+    def predict(self, dataloader: Iterable[Any]) -> list[Any]:
+        """Outputs of the task for each batch, on the CPU, in eval mode.
+
+        Raises:
+            ConfigError: if the model is no `TaskModel`.
+        """
+        task = self.model
+        if not isinstance(task, TaskModel):
+            raise ConfigError(
+                f"How {type(task).__name__} is called on a batch is known only to its loss. "
+                "Wrap it in a task, such as ClassifierTask(model), to predict."
+            )
+        state = self.state
+        task.to(state.device)
+        cpu = torch.device("cpu")
+        with evaluating(task), torch.no_grad(), isolated_rng(derive_seed(state.seed, "predict")):
+            batches = (move(batch, state.device) for batch in dataloader)
+            return [move(task.eval_forward(batch), cpu) for batch in batches]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a trainer made alike needs to go on from here."""
@@ -231,109 +301,120 @@ class Trainer:
             CheckpointError: if it is of another model, optimizer or list of algorithms; nothing is
                 loaded then.
         """
-        resume.load_state_dict(self, saved)
+        self._interrupted = resume.load_state_dict(self, saved)
 
-    def resume(self) -> bool:
-        """Load the checkpoint of `save_dir`, if there is one; say whether there was.
+    def resume(self, path: str | Path | None = None) -> bool:
+        """Load the checkpoint at `path`, or that of `save_dir`; say whether there was one.
 
         Raises:
             CheckpointError: if it is truncated, altered, or of another training.
         """
-        path = self._save_dir and self._save_dir / LATEST
-        if not path or not path.exists():
-            return False
-        self.load_state_dict(read_checkpoint(path))
-        logger.info("going on after epoch %d of %s", self.state.clock.epoch, path)
+        if path is None:
+            path = self._save_dir and self._save_dir / LATEST
+            if not path or not path.exists():
+                return False
+        self.load_state_dict(read_checkpoint(Path(path)))
+        clock = self.state.clock
+        logger.info("going on after epoch %d, batch %d of %s", clock.epoch, clock.batch, path)
         return True
 
     def _train_epoch(self) -> None:
         state, fire, clock = self.state, self._fire, self.state.clock
-        clock.batch_in_epoch = 0  # an interrupted fit may have left some
-        self._meter = LossMeter()
-        resume.set_epoch(self.train_dataloader, clock.epoch)
-        seed_generators(self.train_dataloader, derive_seed(state.seed, "loader", clock.epoch))
-        with isolated_rng(derive_seed(state.seed, "epoch", clock.epoch)):
-            fire(Event.EPOCH_START)
-            for batch in self.train_dataloader:
+        generators, self._interrupted = self._interrupted, None
+        prepare_loader(self.train_dataloader, state.seed, clock.epoch)
+        if generators is None:
+            clock.batch_in_epoch = 0  # an interrupted fit may have left some
+            self.meter.begin_epoch()
+            with isolated_rng(self._seed("epoch start")):
+                fire(Event.EPOCH_START)
+        with isolated_rng(self._seed("epoch")):
+            for batch in batches_from(self.train_dataloader, clock, generators):
                 state.batch = move(batch, state.device, non_blocking=True)
                 fire(Event.BATCH_START)
                 self._train_batch()
                 fire(Event.BATCH_END)
+                if self._looks_within_epochs:
+                    self.meter.log_if_due(state)
                 if state.is_finished:
                     break
-                self._evaluate_if_due()
+                if self._looks_within_epochs:
+                    self._look_around()
             if not clock.batch_in_epoch:
                 raise DataError(
                     f"The training loader gave no batch in epoch {clock.epoch + 1}. If one pass "
                     "uses it up, wrap it in a class whose __iter__ starts anew."
                 )
-            state.train_metrics = self._meter.means(clock)
+            state.train_metrics = self.meter.end_epoch(clock, self.context)
             clock.end_epoch()
             fire(Event.EPOCH_END)
-        if self.schedule.interval == "epoch":
+        self.meter.log_epoch_if_due(state)
+        if self.schedule is not None and self.schedule.interval == "epoch":
             self.schedule.step()
 
     def _train_batch(self) -> None:
-        state, fire, optimizer, scaler = self.state, self._fire, self.optimizer, self.scaler
-        optimizer.zero_grad(set_to_none=True)
-        with self._autocast:
-            losses = self._call_step(state.model, state.batch)
-            state.begin_losses(named_terms(losses))
-            fire(Event.AFTER_LOSS)
-            total = state.total_loss()
-        check_differentiable(total)
-        self._meter.update(state.losses, total, state.clock)
-        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        scaler.unscale_(optimizer)
+        state, fire = self.state, self._fire
+        if self._manual is not None:
+            state.values.update(self._manual(state.batch))
+            self._advance(self._manual.sample_count(state.batch))
+            return
+        assert self.optimizer is not None
+        assert self.schedule is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        samples = self._gradients.compute(state, self.meter)
+        self.meter.check(state.clock)
+        if self._is_scaled:
+            self.scaler.unscale_(self.optimizer)
         fire(Event.BEFORE_STEP)
-        state.step_skipped = self._step_optimizer()
+        state.step_skipped = self._step_optimizer(self.optimizer)
         fire(Event.AFTER_STEP)
-        state.clock.advance(sample_count(state.batch))
+        self._advance(samples)
         if self.schedule.interval == "iteration" and not state.step_skipped:
             self.schedule.step()
 
-    def _observe_step(self, model: nn.Module, batch: Any) -> Tensor | Mapping[str, Tensor]:
-        with forward_events(self.state, self._fire):
-            return self.step(model, batch)
+    def _advance(self, samples: int) -> None:
+        self.state.clock.advance(samples * self.context.world_size)
+        self._stopwatch.note()
 
-    def _step_optimizer(self) -> bool:
+    def _step_optimizer(self, optimizer: Optimizer) -> bool:
         """Step, and say whether the step was skipped."""
-        if not self.scaler.is_enabled():
-            self.optimizer.step()
+        if not self._is_scaled:
+            optimizer.step()
             return False
         scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        self.scaler.step(optimizer)
         self.scaler.update()
         return bool(self.scaler.get_scale() < scale)
 
-    def _evaluate_if_due(self) -> None:
-        due = self._count_due()
-        if due > self._evaluations_due:
-            self._evaluations_due = due
-            if self.state.clock.has_reached(self._eval_skip, self.state.max_duration):
-                self._evaluate_and_schedule()
+    def _look_around(self) -> None:
+        """Evaluate and save, where it is time."""
+        self._evaluate(self.evaluations.due(self.state))
+        if self._save_every.is_due(self.state.clock):
+            self._save()
 
-    def _evaluate_at_end(self) -> None:
-        was_evaluated = self._evaluated_at == self.state.clock.batch
-        if not was_evaluated or self.dispatch.changes_at(Event.FIT_END):
-            self._evaluate_and_schedule()
-
-    def _evaluate_and_schedule(self) -> None:
-        if self._evaluate_model is None:
+    def _evaluate(self, evaluators: Sequence[Evaluator]) -> None:
+        state = self.state
+        if not evaluators:
             return
-        self.evaluate()
-        if self.schedule.interval == "eval" and self._eval_key is not None:
-            self.schedule.step(self.state.metric(self._eval_key))
-
-    def _count_due(self) -> int:
-        """How many evaluations are due by now, in all."""
-        interval = self._eval_interval
-        return int(self.state.clock.now(interval.unit) // interval.value)
+        self.context.broadcast(list(state.model.buffers()))
+        for evaluator in evaluators:
+            with isolated_rng(derive_seed(state.seed, "evaluate", state.clock.batch)):
+                state.evaluator = evaluator.label
+                self._fire(Event.EVAL_START)
+                metrics = run_evaluator(evaluator, state, state.step)
+                state.take_metrics(metrics)
+                self._fire(Event.EVAL_END)
+                state.log(metrics)
+        self.evaluations.note(evaluators, state.clock)
+        schedule, key = self.schedule, self._eval_key
+        if self._is_fitting and schedule is not None and schedule.interval == "eval":
+            assert key is not None
+            schedule.step(state.metric(key))
 
     def _save(self) -> None:
         if self._save_dir is not None:
             self._fire(Event.CHECKPOINT)
-            write_checkpoint(self._save_dir / LATEST, self.state_dict())
+            if self.context.rank == 0:
+                write_checkpoint(self._save_dir / LATEST, self.state_dict())
 
     def _extend(self, duration: Duration) -> None:
         state = self.state
@@ -342,19 +423,17 @@ class Trainer:
         )
         state.stop_reason = ""
 
-    def _fire(self, event: Event) -> None:
-        self.dispatch.fire(event, self.state)
+    def _agree(self) -> None:
+        """All processes begin with the parameters of rank 0."""
+        model = self.state.model
+        self.context.broadcast([*model.parameters(), *model.buffers()])
 
+    def _seed(self, *parts: Any) -> int:
+        """Of a stream of this epoch; rank 0 draws what a single process would."""
+        rank = [self.state.rank] if self.state.rank else []
+        return derive_seed(self.state.seed, *parts, self.state.clock.epoch, *rank)
 
-def _parse_interval(value: DurationLike) -> Duration:
-    interval = parse_total(value)
-    if not interval.value:
-        raise ConfigError(f"{value!r} is no interval. Write 1 or more.")
-    return interval
-
-
-def _length(loader: Iterable[Any]) -> int | None:
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:  # an iterable dataset
-        return None
+    def _tell_loggers(self) -> None:
+        if not self.state.clock.batch:
+            for each in self.state.loggers:
+                each.log_hyperparameters(resume.hyperparameters(self))

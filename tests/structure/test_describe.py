@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from compressor.errors import CheckpointError, ModelError
 from compressor.structure import surgery
-from compressor.structure.describe import diff, rebuild
+from compressor.structure.describe import apply_difference, diff, outline, rebuild
 from compressor.structure.groups import ChannelGroup, Member
 from compressor.structure.surgery import Skip
 from compressor.structure.trace import copy_model
@@ -24,9 +25,14 @@ from compressor.testing.models import (
 )
 
 
+def as_json(reference: nn.Module, model: nn.Module) -> dict[str, Any]:
+    text: dict[str, Any] = json.loads(json.dumps(diff(reference, model)))
+    return text
+
+
 def through_json(reference: nn.Module, model: nn.Module) -> nn.Module:
     """`model` as it comes back from the text of its difference, its weights loaded strictly."""
-    rebuilt = rebuild(reference, json.loads(json.dumps(diff(reference, model))))
+    rebuilt = rebuild(reference, as_json(reference, model))
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     return rebuilt.train(model.training)
 
@@ -79,7 +85,33 @@ EDITS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object]]] 
         TinyResNet,
         lambda m: surgery.replace(m, "bn1", nn.BatchNorm2d(16, track_running_stats=False)),
     ),
+    "a tied table is cut": (
+        TiedModel,
+        lambda m: surgery.slice_parameter(m, "head.weight", 0, range(8)),
+    ),
+    "a tie is cut": (
+        TiedModel,
+        lambda m: surgery.set_tensor(m, "head.weight", nn.Parameter(torch.zeros(32, 16))),
+    ),
+    "a tie is made": (
+        TinyMLP,
+        lambda m: surgery.set_tensor(m, "fc2.bias", m.fc1.bias),
+    ),
+    "half of a tie is frozen": (TiedModel, lambda m: freeze_a_copy(m)),
+    "all at once": (TinyMLP, lambda m: change_all(m)),
 }
+
+
+def freeze_a_copy(model: nn.Module) -> None:
+    surgery.set_tensor(model, "head.weight", nn.Parameter(torch.zeros(32, 16), False))
+
+
+def change_all(model: nn.Module) -> None:
+    narrow(model, ("fc1", "out", 32), ("fc2", "in", 32))
+    pair = nn.Sequential(nn.Linear(16, 4, bias=False), nn.Linear(4, 32))
+    surgery.replace(model, "fc2", pair)
+    surgery.remove(model, "fc3")
+    model.fc1.bias.requires_grad_(False)
 
 
 @pytest.mark.parametrize(("make", "edit"), EDITS.values(), ids=EDITS)
@@ -236,3 +268,94 @@ def test_a_difference_of_another_model_is_refused() -> None:
 def test_a_difference_of_another_format_is_refused() -> None:
     with pytest.raises(CheckpointError, match="format 99"):
         rebuild(TinyMLP(), {"format": 99})
+
+
+def names_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+@pytest.mark.parametrize(("make", "edit"), EDITS.values(), ids=EDITS)
+def test_a_difference_is_applied_in_place_and_its_edit_is_true(
+    make: Callable[[], nn.Module], edit: Callable[[nn.Module], object]
+) -> None:
+    """As a trainer does that resumes: the outline is of before, the model is built anew."""
+    model = make()
+    before = outline(model)
+    edit(model)
+    resumed = make()
+    old = names_of(resumed)
+    described = apply_difference(resumed, as_json(before, model))
+    new = names_of(resumed)
+    assert described.added == {name for name in new if new[name] is not old.get(name)}
+    assert described.removed == {name for name in old if old[name] is not new.get(name)}
+    assert not described.sliced
+    resumed.load_state_dict(model.state_dict(), strict=True)
+    assert_same(resumed, model)
+    assert diff(resumed, model) == diff(model, model)  # the ties too
+
+
+@pytest.mark.parametrize(("make", "edit"), EDITS.values(), ids=EDITS)
+def test_an_error_midway_leaves_the_model_as_it_was(
+    make: Callable[[], nn.Module], edit: Callable[[nn.Module], object]
+) -> None:
+    reference = make()
+    model = copy_model(reference)
+    edit(model)
+    broken = diff(reference, model)
+    broken["tied"] = [*broken["tied"], ["nowhere.weight", "fc1.weight"]]  # comes last
+    values = [(module, dict(vars(module))) for module in reference.modules()]
+    tensors, text = names_of(reference), repr(reference)
+    flags = [parameter.requires_grad for parameter in reference.parameters()]
+    with pytest.raises(CheckpointError, match="does not fit"):
+        apply_difference(reference, broken)
+    assert repr(reference) == text
+    assert names_of(reference).keys() == tensors.keys()
+    assert all(names_of(reference)[name] is tensor for name, tensor in tensors.items())
+    assert [parameter.requires_grad for parameter in reference.parameters()] == flags
+    for module, attributes in values:
+        assert vars(module).keys() == attributes.keys()
+        assert all(vars(module)[key] is value for key, value in attributes.items())
+
+
+def test_the_root_is_replaced_in_a_copy_only() -> None:
+    reference, model = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2))
+    assert_same(through_json(reference, model), model)
+    with pytest.raises(CheckpointError, match=r"whole Linear by a .*Sequential.*`rebuild`"):
+        apply_difference(reference, diff(reference, model))
+
+
+def test_a_parameter_that_is_only_frozen_stays_the_same_object() -> None:
+    model = TiedModel()
+    before = outline(model)
+    model.head.weight.requires_grad_(False)
+    resumed = TiedModel()
+    weight = resumed.head.weight
+    edit = apply_difference(resumed, as_json(before, model))
+    assert resumed.embedding.weight is resumed.head.weight is weight
+    assert not weight.requires_grad
+    assert not edit.added | edit.removed
+
+
+def test_a_module_that_hangs_twice_in_a_new_one_comes_back_once() -> None:
+    """Its second place used to be lost, without an error when it has no parameters."""
+    reference = TinyMLP()
+    model = copy_model(reference)
+    act, layer = nn.Tanh(), nn.Linear(32, 32)
+    new = nn.Sequential(layer, act, layer, act)
+    new.register_module("4", None)
+    surgery.replace(model, "fc2", new)
+    rebuilt = through_json(reference, model)
+    assert rebuilt.fc2[0] is rebuilt.fc2[2]
+    assert rebuilt.fc2[1] is rebuilt.fc2[3]
+    assert rebuilt.fc2[4] is None
+    assert names_of(rebuilt).keys() == names_of(model).keys()
+
+
+def test_a_module_that_hangs_in_two_new_ones_is_refused() -> None:
+    reference = TinyMLP(32)
+    model = copy_model(reference)
+    shared = nn.Linear(32, 32)
+    surgery.replace(model, "fc1", nn.Sequential(shared))
+    surgery.replace(model, "fc2", nn.Sequential(shared))
+    with pytest.raises(ModelError, match=r"'fc2\.0' is a module of the new 'fc1' as well"):
+        diff(reference, model)

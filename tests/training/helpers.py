@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from compressor.training import Trainer
+from compressor.structure.groups import ChannelGroup, Member
+from compressor.training import Evaluator, Trainer
 
 
 def make_model(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
@@ -18,6 +19,19 @@ def make_model(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
         return nn.Sequential(
             nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 2)
         )
+
+
+CHANNELS = tuple((channel,) for channel in range(8))
+HIDDEN = ChannelGroup(
+    "0",
+    8,
+    (
+        Member("0", "out", CHANNELS, 8),
+        Member("1", "out", CHANNELS, 8),
+        Member("4", "in", CHANNELS, 8),
+    ),
+)
+"""The hidden channels of `make_model`."""
 
 
 def make_dataset(samples: int = 32) -> TensorDataset:
@@ -43,6 +57,8 @@ def make_trainer(model: nn.Module | None = None, **options: Any) -> Trainer:
     loader: Iterable[Any] = options.pop("train_dataloader", None) or make_loader()
     options = {"max_duration": "2ep", "optimizers": {"name": "SGD", "lr": 0.1}, **options}
     step = options.pop("step", cross_entropy)
+    if "evaluate" in options:
+        options["eval_dataloader"] = Evaluator(function=options.pop("evaluate"))
     return Trainer(model or make_model(), step, train_dataloader=loader, **options)
 
 

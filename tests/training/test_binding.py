@@ -12,7 +12,7 @@ from compressor.structure.groups import ChannelGroup, Member
 from compressor.structure.surgery import Edit
 from compressor.testing.models import TiedModel
 from compressor.training import Algorithm, Event, State
-from compressor.training.algorithms import WeightAverage
+from compressor.training.algorithms import EMA
 from compressor.training.binding import (
     load_optimizer_state,
     optimizer_state,
@@ -80,7 +80,7 @@ def test_moments_are_sliced_like_their_parameters(optimizer: dict[str, Any]) -> 
 def test_training_goes_on_after_surgery_and_reaches_every_parameter(precision: str) -> None:
     trainer = make_trainer(
         optimizers={"name": "Adam", "lr": 0.01},
-        algorithms=[Narrowing(3), WeightAverage()],
+        algorithms=[Narrowing(3), EMA()],
         precision=precision,
     )
     trainer.fit("4ba")
@@ -213,7 +213,7 @@ def test_state_of_another_shape_is_refused_where_torch_would_take_it() -> None:
 
 
 def test_an_average_is_cut_like_the_weights() -> None:
-    average = WeightAverage(decay_rate=0.5, period=1)
+    average = EMA(decay_rate=0.5, period=1)
     trainer = make_trainer(algorithms=[average])
     trainer.fit("3ba")
     before = {name: value.clone() for name, value in average.state_dict()["average"].items()}

@@ -1,24 +1,28 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from compressor.errors import CheckpointError
-from compressor.training import Callback, Event, State, Trainer
+from compressor.errors import CheckpointError, ConfigError
+from compressor.structure import surgery
+from compressor.training import Algorithm, Callback, Event, State, Trainer
 from compressor.training.algorithms import (
+    EMA,
     BatchNormReestimation,
     Distillation,
     GradientClipping,
-    WeightAverage,
 )
 from compressor.training.callbacks import EarlyStopping, History, KeepBest
 from compressor.training.checkpoint import LATEST, read_checkpoint, write_checkpoint
 from tests.training.helpers import (
+    HIDDEN,
     accuracy,
     are_equal,
     cross_entropy,
@@ -52,7 +56,7 @@ def make_loaded_trainer(save_dir: Path, interrupt: int = -1, **options: Any) -> 
         "algorithms": [
             Distillation(make_model(seed=5)),
             GradientClipping(0.5),
-            WeightAverage(0.9, period=3),
+            EMA(0.9, period=3),
             BatchNormReestimation(loader, lambda model, batch: model(batch[0]), count=2),
         ],
         "callbacks": [KeepBest("accuracy"), History(), Interrupt(interrupt)],
@@ -73,21 +77,144 @@ def deep_equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def content_of(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint holds, but for how long it took."""
+    content = trainer.state_dict()
+    del content["clock"]["seconds"]
+    return content
+
+
 @pytest.mark.parametrize("interrupt", [5, 8, 11, 15])
+@pytest.mark.parametrize("save_interval", ["1ep", "1ba", "3ba"])
 @pytest.mark.parametrize(
     "scheduler", [None, {"name": "MultiStepLR", "milestones": [1, 3]}], ids=["default", "steps"]
 )
-def test_an_interrupted_fit_ends_bit_equal(tmp_path: Path, interrupt: int, scheduler: Any) -> None:
-    straight = make_loaded_trainer(tmp_path / "a", schedulers=scheduler)
+def test_an_interrupted_fit_ends_bit_equal(
+    tmp_path: Path, interrupt: int, save_interval: str, scheduler: Any
+) -> None:
+    options = {"schedulers": scheduler, "save_interval": save_interval}
+    straight = make_loaded_trainer(tmp_path / "a", **options)
     straight.fit()
     with pytest.raises(KeyboardInterrupt):
-        make_loaded_trainer(tmp_path / "b", interrupt, schedulers=scheduler).fit()
-    resumed = make_loaded_trainer(tmp_path / "b", schedulers=scheduler)
+        make_loaded_trainer(tmp_path / "b", interrupt, **options).fit()
+    resumed = make_loaded_trainer(tmp_path / "b", **options)
     assert resumed.resume()
-    assert resumed.state.clock.epoch == (interrupt - 1) // 4
+    every = {"1ep": 4, "1ba": 1, "3ba": 3}[save_interval]
+    assert resumed.state.clock.batch == (interrupt - 1) // every * every
     resumed.fit()
     assert are_equal(weights_of(straight.model), weights_of(resumed.model))
-    assert deep_equal(straight.state_dict(), resumed.state_dict())
+    assert deep_equal(content_of(straight), content_of(resumed))
+
+
+class Augmented(TensorDataset):
+    """Draws from all three global generators while a batch is fetched."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        x, y = super().__getitem__(index)
+        return x + torch.rand(()) + random.random() + np.random.rand(), y
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_data_that_is_augmented_on_the_way_goes_on_within_an_epoch(
+    tmp_path: Path, workers: int
+) -> None:
+    def make(interrupt: int = -1) -> Trainer:
+        dataset = Augmented(*make_dataset().tensors)
+        loader: Any = DataLoader(dataset, batch_size=8, shuffle=True, num_workers=workers)
+        return make_trainer(
+            make_model(dropout=0.3),
+            train_dataloader=loader,
+            callbacks=[Interrupt(interrupt)],
+            save_dir=tmp_path,
+            save_interval="1ba",
+            autoresume=True,
+        )
+
+    straight = make()
+    straight.fit()
+    (tmp_path / LATEST).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        make(interrupt=7).fit()
+    resumed = make()
+    resumed.fit()
+    assert are_equal(weights_of(straight.model), weights_of(resumed.model))
+    assert straight.state.train_metrics == resumed.state.train_metrics
+
+
+class Narrowing(Algorithm):
+    """Replaces the hidden layer by a narrower one, and later the last layer by two."""
+
+    events = frozenset({Event.BATCH_END})
+
+    def on(self, event: Event, state: State) -> None:
+        if state.clock.batch == 3:
+            state.edit(lambda model: surgery.keep_channels(model, HIDDEN, (0, 2, 3, 5)))
+        if state.clock.batch == 6:
+            state.edit(
+                lambda model: surgery.replace(
+                    model, "4", nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+                )
+            )
+
+
+@pytest.mark.parametrize("interrupt", [3, 4, 6, 7, 8])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "SGD", "lr": 0.1, "momentum": 0.9}, {"name": "AdamW", "lr": 0.02}],
+    ids=lambda spec: spec["name"],
+)
+def test_edits_before_on_and_after_the_checkpoint_are_made_again(
+    tmp_path: Path, interrupt: int, optimizer: Any
+) -> None:
+    def make(folder: str, interrupt: int = -1) -> Trainer:
+        return make_trainer(
+            make_model(dropout=0.3),
+            train_dataloader=make_loader(shuffle=True),
+            optimizers=optimizer,
+            algorithms=[Narrowing(), EMA(0.9, period=3), GradientClipping(0.1)],
+            callbacks=[Interrupt(interrupt)],
+            evaluate=accuracy,
+            max_duration="10ba",
+            save_dir=tmp_path / folder,
+            save_interval="1ba",
+            autoresume=True,
+        )
+
+    straight = make("a")
+    straight.fit()
+    with pytest.raises(KeyboardInterrupt):
+        make("b", interrupt).fit()
+    resumed = make("b")
+    resumed.fit()
+    assert straight.model[4][0].weight.shape == (3, 4)  # type: ignore[index,union-attr]
+    assert deep_equal(content_of(straight), content_of(resumed))
+
+
+def test_a_model_edited_in_another_way_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(algorithms=[Narrowing()], max_duration="4ba", save_dir=tmp_path)
+    trainer.fit()
+    other = make_trainer(algorithms=[Narrowing()], max_duration="4ba", save_dir=tmp_path)
+    other.state.edit(lambda model: surgery.keep_channels(model, HIDDEN, (0, 1)))
+    before = weights_of(other.model)
+    with pytest.raises(CheckpointError, match=r"'0.weight' has shape \(4, 4\)"):
+        other.resume()
+    assert are_equal(before, weights_of(other.model))
+
+
+def test_callbacks_may_come_and_go_between_a_checkpoint_and_its_resumption(tmp_path: Path) -> None:
+    make_trainer(callbacks=[History()], save_dir=tmp_path).fit("1ep")
+    best, history = KeepBest("loss", "min"), History()
+    options = {"save_dir": tmp_path, "eval_dataloader": make_loader()}
+    trainer = make_trainer(callbacks=[best, history], **options)
+    assert trainer.resume()
+    trainer.fit("1ep")
+    assert [row["epoch"] for row in history.rows] == [1, 2]
+    assert best.value == trainer.state.metrics["loss"]
+
+
+def test_autoresume_needs_a_folder() -> None:
+    with pytest.raises(ConfigError, match="save_dir"):
+        make_trainer(autoresume=True)
 
 
 def test_two_checkpoints_of_one_fit_differ(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_default_schedule_warms_up_and_ends_at_zero() -> None:
 
 def test_training_lowers_the_loss() -> None:
     trainer = make_trainer(max_duration="20ep", evaluate=accuracy)
-    before = trainer.evaluate()["accuracy"]
+    before = trainer.eval()["accuracy"]
     trainer.fit()
     assert trainer.state.metrics["accuracy"] > max(0.9, before)
     assert trainer.state.train_metrics["train/loss"] < 0.5
@@ -199,14 +199,14 @@ def test_what_a_listener_puts_into_the_state_goes_on() -> None:
     def step(model: nn.Module, batch: Any) -> Tensor:
         out = model(batch[0])
         seen.append(out)
-        return out.square().mean()
+        return (out - batch[1].view(-1, 1)).square().mean()
 
     def zero_inputs(state: State) -> None:
-        assert state.inputs is not None
-        state.inputs = state.inputs.map(torch.zeros_like)
+        state.batch = (torch.zeros_like(state.batch[0]), state.batch[1])
 
     def double_outputs(state: State) -> None:
         state.outputs = 2 * state.outputs
+        state.batch = (state.batch[0], torch.full_like(state.batch[1], 7))
 
     before, after = (
         Acting(Event.BEFORE_FORWARD, zero_inputs),
@@ -217,7 +217,9 @@ def test_what_a_listener_puts_into_the_state_goes_on() -> None:
     trainer = make_trainer(model, step=step, max_duration="1ba", algorithms=[before, after])
     bias = model.bias.detach().clone()
     trainer.fit()
-    assert torch.equal(seen[0], (2 * bias).expand(8, 1))
+    assert torch.equal(seen[0], bias.expand(8, 1))
+    assert torch.equal(seen[1], (2 * bias).expand(8, 1))  # the loss is asked for again
+    assert trainer.state.train_metrics["train/loss"] == pytest.approx((2 * bias.item() - 7) ** 2)
 
 
 def test_the_total_is_the_weighted_sum_of_named_terms() -> None:
@@ -261,7 +263,8 @@ def test_a_loss_that_is_no_number_ends_the_fit_before_the_weights_are_touched() 
         (lambda m, b: m(b[0]), r"'loss' has shape \(8, 2\)"),
         (lambda m, b: {"a": m(b[0]).sum(), "b": m(b[0])[0]}, r"'b' has shape \(2,\)"),
         (lambda m, b: m(b[0]).sum().detach(), "does not depend on any parameter"),
-        (lambda m, b: {}, "no term"),
+        (lambda m, b: {}, "empty dict"),
+        (lambda m, b: m(b[0]).sum().item(), "a float"),
     ],
 )
 def test_a_loss_that_cannot_be_trained_is_refused(step: Any, message: str) -> None:
@@ -274,15 +277,16 @@ def test_a_loader_that_one_pass_uses_up_is_refused() -> None:
         make_trainer(train_dataloader=iter(list(make_loader()))).fit()
 
 
-def test_an_error_of_the_loader_passes_and_everybody_is_closed() -> None:
+def test_an_error_of_the_loader_says_where_and_everybody_is_closed() -> None:
     def broken() -> Any:
         yield from list(make_loader())[:2]
         raise OSError("disk gone")
 
     recording = Recording()
     trainer = make_trainer(train_dataloader=broken(), callbacks=[recording])
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(DataError, match=r"epoch 1, at batch 3: OSError: disk gone") as caught:
         trainer.fit()
+    assert isinstance(caught.value.__cause__, OSError)
     assert recording.closed == 1
     assert trainer.state.batch is None
 

@@ -1,17 +1,55 @@
 """Training methods, one file each: a pure function and a thin `Algorithm`."""
 
+from compressor.training.algorithms.alibi import ALiBi
 from compressor.training.algorithms.batchnorm import BatchNormReestimation, reestimate_batchnorm
-from compressor.training.algorithms.distillation import Distillation, distillation_loss
+from compressor.training.algorithms.blurpool import BlurPool
+from compressor.training.algorithms.channels_last import ChannelsLast
+from compressor.training.algorithms.cutmix import CutMix
+from compressor.training.algorithms.distillation import (
+    Distillation,
+    attention_map,
+    distillation_loss,
+    feature_distance,
+)
 from compressor.training.algorithms.gradient_clipping import GradientClipping, clip_gradients
-from compressor.training.algorithms.weight_average import WeightAverage, update_average
+from compressor.training.algorithms.gradual_sparsity import (
+    GradualSparsity,
+    cubic_sparsity,
+    magnitude_mask,
+    nm_mask,
+)
+from compressor.training.algorithms.label_smoothing import LabelSmoothing
+from compressor.training.algorithms.layer_freezing import LayerFreezing, freeze_layers
+from compressor.training.algorithms.mixup import MixUp
+from compressor.training.algorithms.progressive_resizing import ProgressiveResizing
+from compressor.training.algorithms.sam import SAM, sam_perturbation
+from compressor.training.algorithms.weight_average import EMA, SWA, update_average
 
 __all__ = [
+    "EMA",
+    "SAM",
+    "SWA",
+    "ALiBi",
     "BatchNormReestimation",
+    "BlurPool",
+    "ChannelsLast",
+    "CutMix",
     "Distillation",
     "GradientClipping",
-    "WeightAverage",
+    "GradualSparsity",
+    "LabelSmoothing",
+    "LayerFreezing",
+    "MixUp",
+    "ProgressiveResizing",
+    "attention_map",
     "clip_gradients",
+    "cubic_sparsity",
     "distillation_loss",
+    "feature_distance",
+    "freeze_layers",
+    "magnitude_mask",
+    "nm_mask",
     "reestimate_batchnorm",
+    "sam_perturbation",
     "update_average",
 ]

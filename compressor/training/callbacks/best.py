@@ -2,60 +2,71 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from compressor.errors import CheckpointError
+from compressor.structure.describe import apply_difference
+from compressor.structure.trace import copy_skeleton
 from compressor.training.algorithm import Callback
+from compressor.training.callbacks.watched import Mode, WatchedMetric, is_better
+from compressor.training.checkpoint import read_checkpoint, write_checkpoint
 from compressor.training.events import Event
 from compressor.training.state import State
 
-Mode = Literal["max", "min"]
-
-
-def is_better(value: float, best: float | None, mode: Mode) -> bool:
-    """Whether `value` beats `best`; None is beaten by anything."""
-    if best is None:
-        return True
-    return value > best if mode == "max" else value < best
+BEST = "best.ckpt"
 
 
 class KeepBest(Callback):
     """Keeps a copy of the weights of the best evaluation, on the CPU and in the checkpoint.
 
-    To count the weights that a fit begins with, call `trainer.evaluate()` before it.
+    They are the weights as evaluated: the average, if an algorithm averages. To count the weights
+    that a fit begins with, call `trainer.eval()` before it. An evaluation of NaN is never the best.
 
     Args:
-        metric: its name in what the evaluation gives.
+        metric: its name in what the evaluation gives; "label/name" if its evaluator has a label.
         mode: "max" if more is better.
+        folder: gets `best.ckpt`, which `load_best` reads; None writes none.
 
     Attributes:
         value: of the best evaluation; None before the first.
         epoch: finished epochs at that time.
     """
 
-    # The weights are taken when they go into an evaluation: an average is in the model then.
-    events = frozenset({Event.EVAL_START, Event.EVAL_END})
+    events = frozenset({Event.EVAL_END, Event.FIT_END})
 
-    def __init__(self, metric: str, mode: Mode = "max") -> None:
-        self.metric = metric
+    def __init__(
+        self, metric: str, mode: Mode = "max", folder: str | os.PathLike[str] | None = None
+    ) -> None:
         self.mode = mode
+        self.path = None if folder is None else Path(folder) / BEST
         self.value: float | None = None
         self.epoch = 0
+        self._metric = WatchedMetric(metric)
         self._weights: dict[str, Any] = {}
-        self._candidate: dict[str, Any] = {}
 
     def on(self, event: Event, state: State) -> None:
-        """Take the weights, and keep them if they turn out to be the best."""
-        if event is Event.EVAL_START:
-            self._candidate = _copy_weights(state.model)
+        """Keep the weights if they are the best."""
+        if event is Event.FIT_END:
+            self._metric.end()
             return
-        value = state.metric(self.metric)
-        if is_better(value, self.value, self.mode):
-            self.value, self.epoch, self._weights = value, state.clock.epoch, self._candidate
-        self._candidate = {}
+        value = self._metric.value(state)
+        if value is None or not is_better(value, self.value, self.mode):
+            return
+        self.value, self.epoch = value, state.clock.epoch
+        self._weights = _copy_weights(state.model)
+        if self.path is not None and state.rank == 0:
+            document = {
+                "model": self._weights,
+                "structure": state.structure(),
+                "metrics": dict(state.metrics),
+                "clock": state.clock.state_dict(),
+            }
+            write_checkpoint(self.path, document)
 
     def restore(self, model: nn.Module) -> None:
         """Put the best weights into `model`, in place; nothing, if there was no evaluation.
@@ -65,15 +76,22 @@ class KeepBest(Callback):
         """
         if self.value is None:
             return
-        now = model.state_dict()
-        for name in sorted(now.keys() | self._weights.keys()):
-            best, own = self._weights.get(name), now.get(name)
-            if getattr(best, "shape", None) != getattr(own, "shape", None):
-                raise CheckpointError(
-                    f"The best weights are of epoch {self.epoch}, and {name!r} has changed its "
-                    "shape since. Keep the best of each structure on its own."
-                )
+        misfit = find_misfit(model, self._weights)
+        if misfit is not None:
+            raise CheckpointError(
+                f"The best weights are of epoch {self.epoch}, and {misfit!r} has changed its "
+                "shape since. Keep the best of each structure on its own, or give a folder and "
+                "use load_best on a model as it was at first."
+            )
         model.load_state_dict(self._weights)
+
+    def close(self) -> None:
+        """See that the metric was there.
+
+        Raises:
+            MetricError: if no evaluation of a whole fit gave it.
+        """
+        self._metric.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The best, and its weights."""
@@ -83,6 +101,53 @@ class KeepBest(Callback):
         """Take them."""
         self.value, self.epoch = saved["value"], saved["epoch"]
         self._weights = dict(saved["weights"])
+
+
+def load_best(path: str | os.PathLike[str], model: nn.Module) -> dict[str, float]:
+    """Put the weights that `KeepBest` wrote into `model`, in place.
+
+    Args:
+        path: of `best.ckpt`.
+        model: as it was then; or, if the trainer had a `save_dir`, as it was before training: it is
+            edited as it was edited then.
+
+    Returns:
+        The metrics of that evaluation.
+
+    Raises:
+        CheckpointError: if the file is missing, altered, or of another model, which is then as it
+            was.
+    """
+    saved = read_checkpoint(Path(path))
+    if not {"model", "structure", "metrics"} <= saved.keys():
+        raise CheckpointError(f"{path} holds no weights of KeepBest. Name its {BEST}.")
+    weights, structure = saved["model"], saved["structure"]
+    misfit = find_misfit(model, weights)
+    if misfit is not None and structure is not None:
+        trial = copy_skeleton(model)
+        apply_difference(trial, structure)
+        misfit = find_misfit(trial, weights)
+        if misfit is None:
+            apply_difference(model, structure)
+    if misfit is not None:
+        raise CheckpointError(
+            f"{path} is of another model: {misfit!r} is not there, or has another shape. Make the "
+            "model as it was made for the training."
+        )
+    model.load_state_dict(weights)
+    metrics: dict[str, float] = saved["metrics"]
+    return metrics
+
+
+def find_misfit(model: nn.Module, weights: Mapping[str, Any]) -> str | None:
+    """The first name that only one of them has, or that has two shapes; None if all fits."""
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        is_there = name in own and name in weights
+        shapes = [getattr(each.get(name), "shape", None) for each in (own, weights)]
+        if not is_there or shapes[0] != shapes[1]:
+            return name
+    return None
 
 
 def _copy_weights(model: nn.Module) -> dict[str, Any]:

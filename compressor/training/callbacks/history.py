@@ -13,7 +13,8 @@ from compressor.training.state import State
 class History(Callback):
     """One row an epoch: "epoch", "batch", "lr" (of its end), "train/<term>"; then its metrics.
 
-    An evaluation before the first epoch, or within one, has a row of its own.
+    An evaluation before the first epoch, or within one, has a row of its own. Several evaluators at
+    one time share a row, and each metric is only in the rows of its own evaluations.
 
     Attributes:
         rows: oldest first.
@@ -25,13 +26,15 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
 
     def on(self, event: Event, state: State) -> None:
-        """Add a row, or metrics to the last one."""
-        if event is Event.EPOCH_END:
-            self.rows.append({**self._position(state), **state.train_metrics})
-            return
+        """Add to the row of this batch, which may be a new one."""
         if not self.rows or self.rows[-1]["batch"] != state.clock.batch:
-            self.rows.append(self._position(state))
-        self.rows[-1].update(state.metrics)
+            self.rows.append({})
+        row = self.rows[-1]
+        row.update(self._position(state))
+        if event is Event.EPOCH_END:
+            row.update(state.train_metrics)
+        else:
+            row.update({k: v for k, v in state.metrics.items() if k in state.evaluated})
 
     def state_dict(self) -> dict[str, Any]:
         """The rows."""
@@ -42,9 +45,7 @@ class History(Callback):
         self.rows = [dict(row) for row in saved["rows"]]
 
     def _position(self, state: State) -> dict[str, float]:
-        assert state.optimizer is not None
-        return {
-            "epoch": state.clock.epoch,
-            "batch": state.clock.batch,
-            "lr": float(state.optimizer.param_groups[0]["lr"]),
-        }
+        position: dict[str, float] = {"epoch": state.clock.epoch, "batch": state.clock.batch}
+        if state.optimizer is not None:  # a step of the user's own may have any number of them
+            position["lr"] = float(state.optimizer.param_groups[0]["lr"])
+        return position

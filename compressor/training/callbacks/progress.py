@@ -14,8 +14,10 @@ from compressor.training.state import State
 class ProgressBar(Callback):
     """One bar over all batches of a fit; beside it the loss of the last epoch and the last metric.
 
+    Of several processes, the first shows one.
+
     Args:
-        progress: draws it, or nothing.
+        progress: draws it, or nothing; None draws if stderr is a terminal.
         description: left of the bar.
         metric: shown after an evaluation; None shows none.
     """
@@ -23,9 +25,12 @@ class ProgressBar(Callback):
     events = frozenset({Event.FIT_START, Event.BATCH_END, Event.EPOCH_END, Event.EVAL_END})
 
     def __init__(
-        self, progress: Progress, description: str = "training", metric: str | None = None
+        self,
+        progress: Progress | None = None,
+        description: str = "training",
+        metric: str | None = None,
     ) -> None:
-        self.progress = progress
+        self.progress = Progress() if progress is None else progress
         self.description = description
         self.metric = metric
         self._open = ExitStack()
@@ -34,6 +39,8 @@ class ProgressBar(Callback):
 
     def on(self, event: Event, state: State) -> None:
         """Open, advance or annotate."""
+        if state.rank:
+            return
         if event is Event.FIT_START:
             task = self.progress.task(self.description, _total_batches(state))
             self._advance = self._open.enter_context(task)

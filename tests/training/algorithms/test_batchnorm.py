@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from compressor.errors import DataError
 from compressor.structure import surgery
-from compressor.training.algorithms import BatchNormReestimation, reestimate_batchnorm
-from tests.training.helpers import make_loader, make_model, make_trainer
+from compressor.training import Algorithm, Event, State
+from compressor.training.algorithms.batchnorm import BatchNormReestimation, reestimate_batchnorm
+from tests.training.algorithms.resuming import assert_resumes
+from tests.training.helpers import make_dataset, make_loader, make_model, make_trainer
 
 
 def batches() -> list[torch.Tensor]:
@@ -78,3 +84,47 @@ def test_the_loaders_own_generator_is_left_as_it_was() -> None:
     state = loader.generator.get_state()
     reestimate_batchnorm(make_model(), loader, lambda m, batch: m(batch[0]))
     assert torch.equal(loader.generator.get_state(), state)
+
+
+def test_left_to_itself_it_takes_the_training_data_and_the_training_step() -> None:
+    trainer = make_trainer(
+        algorithms=[BatchNormReestimation()],
+        optimizers={"name": "SGD", "lr": 0.0},
+        max_duration="1ba",
+    )
+    norm = trainer.model[1]
+    norm.momentum = 0.0  # the training step itself leaves them alone
+    trainer.fit()
+    with torch.no_grad():
+        hidden = [trainer.model[0](x) for x, _ in make_loader()]
+    torch.testing.assert_close(norm.running_mean, torch.stack([h.mean(0) for h in hidden]).mean(0))
+
+
+class Editing(Algorithm):
+    events = frozenset({Event.BATCH_END})
+
+    def on(self, event: Event, state: State) -> None:
+        if state.clock.batch in (2, 4):
+            state.edit(lambda m: surgery.slice_parameter(m, "0.bias", 0, range(8)))
+
+
+def test_it_resumes_before_on_and_after_an_edit() -> None:
+    def make(callbacks: list[Any]) -> Any:
+        return make_trainer(
+            make_model(dropout=0.2),
+            train_dataloader=make_loader(shuffle=True),
+            algorithms=[BatchNormReestimation(count=2), Editing()],
+            callbacks=callbacks,
+        )
+
+    assert_resumes(make, [1, 2, 3, 4, 5])
+
+
+@pytest.mark.slow
+def test_a_loader_that_cannot_be_iterated_twice_at_once_is_refused() -> None:
+    loader = DataLoader(make_dataset(), 8, num_workers=1, persistent_workers=True)
+    trainer = make_trainer(
+        train_dataloader=loader, algorithms=[BatchNormReestimation(count=1), Editing()]
+    )
+    with pytest.raises(DataError, match="persistent_workers"):
+        trainer.fit()

@@ -1,0 +1,178 @@
+"""A module as JSON without its tensors' values, and back without running its constructor.
+
+Only layers of torch and of this package are written and read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CheckpointError, ModelError
+
+ALLOWED_PACKAGES = ("torch.nn.", "compressor.")
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def record_of(name: str, module: nn.Module) -> dict[str, Any]:
+    """All that makes `module`, but the values of its tensors.
+
+    Raises:
+        ModelError: if it, or a module in it, is of a class that a file must not name, or has
+            an attribute that is not plain data.
+    """
+    return _record(name, "", module, {})
+
+
+def build(record: Mapping[str, Any]) -> nn.Module:
+    """The module of `record_of`, its tensors on the CPU and filled as by `make_tensor`.
+
+    Raises:
+        CheckpointError: if a class is neither torch's nor ours.
+    """
+    return _build(record, "", {})
+
+
+def tensor_spec(tensor: Tensor | None) -> dict[str, Any] | None:
+    """Shape and dtype; of a parameter also whether it requires grad."""
+    if tensor is None:
+        return None
+    spec: dict[str, Any] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype)[6:]}
+    if isinstance(tensor, nn.Parameter):
+        spec["requires_grad"] = tensor.requires_grad
+    return spec
+
+
+def buffer_spec(
+    module: nn.Module, key: str, value: Tensor | None, name: str
+) -> dict[str, Any] | None:
+    """`tensor_spec` of a buffer that differs from the reference's.
+
+    Raises:
+        ModelError: if no state dict will hold its values.
+    """
+    if value is not None and key in module._non_persistent_buffers_set:
+        raise ModelError(
+            f"The buffer {name!r} changed, and its values are in no state dict. "
+            "Register it with persistent=True."
+        )
+    return tensor_spec(value)
+
+
+def make_parameter(spec: Mapping[str, Any] | None, device: torch.device) -> nn.Parameter | None:
+    """A parameter of this spec, filled as by `make_tensor`."""
+    values = make_tensor(spec, device)
+    if spec is None or values is None:
+        return None
+    return nn.Parameter(values, requires_grad=spec["requires_grad"])
+
+
+def make_tensor(spec: Mapping[str, Any] | None, device: torch.device) -> Tensor | None:
+    """A tensor of NaN, which shows when its values are not loaded; 0 if not floating point."""
+    if spec is None:
+        return None
+    dtype = getattr(torch, spec["dtype"])
+    value = float("nan") if dtype.is_floating_point or dtype.is_complex else 0
+    return torch.full(spec["shape"], value, dtype=dtype, device=device)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, a string or None, or tuples and lists of them."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def encode(value: Any, name: str) -> Any:
+    """JSON for a plain attribute.
+
+    Raises:
+        ModelError: if it is not plain.
+    """
+    if isinstance(value, tuple) and is_plain(value):
+        return {"tuple": [encode(item, name) for item in value]}
+    if isinstance(value, list) and is_plain(value):
+        return [encode(item, name) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)  # of numpy's float64 and the like, which a checkpoint refuses
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise ModelError(
+        f"The attribute {name!r} of a new module is a {type(value).__name__}, which JSON does "
+        "not hold. Keep numbers, strings and tuples of them in modules that replace others."
+    )
+
+
+def decode(value: Any) -> Any:
+    """The inverse of `encode`."""
+    if isinstance(value, Mapping):
+        return tuple(decode(item) for item in value["tuple"])
+    return [decode(item) for item in value] if isinstance(value, list) else value
+
+
+def _record(name: str, inner: str, module: nn.Module, seen: dict[int, str]) -> dict[str, Any]:
+    """As `record_of`; `inner` is the name inside the outermost module, `seen` those before it."""
+    if id(module) in seen:
+        return {"same_as": seen[id(module)]}
+    seen[id(module)] = inner
+    cls = type(module)
+    if _find_class(cls.__module__, cls.__qualname__) is not cls:
+        raise ModelError(
+            f"The new module {name!r} is a {cls.__module__}.{cls.__qualname__}, which a file must "
+            "not name. Build new modules from torch.nn or from this package's layers."
+        )
+    attributes = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE}
+    return {
+        "class": f"{cls.__module__}:{cls.__qualname__}",
+        "attributes": {key: encode(value, f"{name}.{key}") for key, value in attributes.items()},
+        "parameters": {key: tensor_spec(value) for key, value in module._parameters.items()},
+        "buffers": {
+            key: buffer_spec(module, key, value, f"{name}.{key}")
+            for key, value in module._buffers.items()
+        },
+        "children": {
+            key: None if child is None else _record(f"{name}.{key}", f"{inner}.{key}", child, seen)
+            for key, child in module._modules.items()
+        },
+    }
+
+
+def _build(record: Mapping[str, Any], inner: str, built: dict[str, nn.Module]) -> nn.Module:
+    if "same_as" in record:
+        return built[record["same_as"]]
+    module_name, _, class_name = record["class"].partition(":")
+    cls = _find_class(module_name, class_name)
+    if cls is None:
+        raise CheckpointError(
+            f"The structure names {record['class']!r}, which is no layer of torch or of this "
+            "package. Do not load files that you do not trust."
+        )
+    module = built[inner] = cls.__new__(cls)
+    nn.Module.__init__(module)
+    for key, value in record["attributes"].items():
+        setattr(module, key, decode(value))
+    for key, spec in record["parameters"].items():
+        module.register_parameter(key, make_parameter(spec, torch.device("cpu")))
+    for key, spec in record["buffers"].items():
+        module.register_buffer(key, make_tensor(spec, torch.device("cpu")))
+    for key, child in record["children"].items():
+        module.add_module(key, None if child is None else _build(child, f"{inner}.{key}", built))
+    return module
+
+
+def _find_class(module_name: str, class_name: str) -> type[nn.Module] | None:
+    """A layer class of torch or of this package; None for anything else."""
+    if not f"{module_name}.".startswith(ALLOWED_PACKAGES):
+        return None
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except ImportError:
+        return None
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None

@@ -1,0 +1,333 @@
+"""Weights that become 0, more and more of them, while training goes on (Zhu and Gupta, 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from compressor.errors import ConfigError
+from compressor.training import binding
+from compressor.training.algorithm import Algorithm
+from compressor.training.card import Card
+from compressor.training.clock import Duration, DurationLike
+from compressor.training.events import Event
+from compressor.training.ramp import progress
+from compressor.training.state import State
+from compressor.training.taps import find_module, has_module
+
+if TYPE_CHECKING:
+    from compressor.structure.surgery import Edit
+
+Scope: TypeAlias = Literal["layer", "global"]
+
+
+def cubic_sparsity(fraction: float, final: float, initial: float = 0.0) -> float:
+    """The sparsity on the way from `initial` to `final`: fast at first, then ever more gently.
+
+    final + (initial - final) * (1 - fraction)**3
+
+    Args:
+        fraction: of the way, 0 to 1.
+        final: sparsity at 1.
+        initial: sparsity at 0.
+
+    >>> cubic_sparsity(0.5, final=0.5)
+    0.4375
+    """
+    return final + (initial - final) * (1 - fraction) ** 3
+
+
+def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
+    """Which weights are kept when the smallest ones go.
+
+    Args:
+        weight: of any shape.
+        sparsity: fraction that goes, 0 to 1; rounded to whole weights. Of equal ones, the first go.
+
+    Returns:
+        Of the shape of `weight`, False where it goes.
+
+    >>> magnitude_mask(torch.tensor([3.0, -1.0, 2.0, -4.0]), 0.5)
+    tensor([ True, False, False,  True])
+    """
+    return ~_smallest([weight.detach().abs()], sparsity)[0]
+
+
+def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
+    """Which weights are kept when, of every `m` neighbours along the inputs, the `n` largest stay.
+
+    Args:
+        weight: (out, in, …), with `in` a multiple of `m`.
+        n: 1 to `m`.
+        m: length of a group, such as 4 for the 2:4 of sparse tensor cores.
+
+    Returns:
+        Of the shape of `weight`, False where it goes.
+
+    Raises:
+        ConfigError: if it does not divide.
+
+    >>> nm_mask(torch.tensor([[1.0, -4.0, 3.0, 2.0]]), 2, 4)
+    tensor([[False,  True,  True, False]])
+    """
+    if weight.dim() < 2 or weight.shape[1] % m or not 1 <= n <= m:
+        raise ConfigError(
+            f"A weight of shape {tuple(weight.shape)} has no pattern {n}:{m}. "
+            f"Its dimension 1 must be a multiple of {m}."
+        )
+    return ~_smallest_of_groups(weight.detach().abs(), n, m)
+
+
+class GradualSparsity(Algorithm):
+    """Sets the smallest weights to 0, in so many steps, and holds them there.
+
+    Masked weights get no gradient, and are 0 again after every step, which momentum would move them
+    from. A weight that was masked stays so. An average of the weights (`EMA`, `SWA`) is masked when
+    it is put into the model, so that what is evaluated and kept is as sparse as what is trained.
+    After the fit the zeros are in the weights themselves; nothing is left on the model.
+
+    Args:
+        final_sparsity: fraction of the weights of the layers that is 0 in the end. With a pattern
+            n:m, None and at most 1 - n/m.
+        start: of the growth.
+        end: of the growth; leave time after it to recover.
+        updates: steps in which it grows; each sorts the weights.
+        layers: names of the modules whose `weight` is masked; None: all linear and convolution
+            layers, with a pattern those whose inputs it divides.
+        pattern: None, or "n:m", such as "2:4": of every m inputs n stay. It grows by whole groups.
+        scope: "layer": every layer becomes equally sparse; "global": the smallest of all go, which
+            may leave nothing of a layer.
+
+    Raises:
+        ConfigError: what contradicts itself.
+    """
+
+    events = frozenset(
+        {
+            Event.SETUP,
+            Event.FIT_START,
+            Event.BEFORE_STEP,
+            Event.AFTER_STEP,
+            Event.BATCH_END,
+            Event.EPOCH_END,
+            Event.EVAL_START,
+            Event.FIT_END,
+        }
+    )
+    before = ("GradientClipping",)
+    after = ("EMA", "SWA", "SAM")
+    card = Card(
+        summary="Prunes single weights by magnitude along a cubic schedule, while training.",
+        source="Zhu and Gupta (2017), To prune, or not to prune; n:m: Mishra et al. (2021), "
+        "Accelerating sparse deep neural networks",
+        functional="magnitude_mask",
+        use_when="The target runs sparse weights faster, or the file is compressed.",
+        avoid_when="The target computes densely: zeros are not skipped, prune channels instead.",
+        cost="A byte a masked weight, two passes over the weights a step, `updates` sorts of them.",
+    )
+
+    def __init__(
+        self,
+        final_sparsity: float | None = None,
+        start: DurationLike = "0dur",
+        end: DurationLike = "0.5dur",
+        *,
+        updates: int = 50,
+        layers: Collection[str] | None = None,
+        pattern: str | None = None,
+        scope: Scope = "layer",
+    ) -> None:
+        self.pattern = None if pattern is None else _parse_pattern(pattern)
+        most = 1.0 if self.pattern is None else 1 - self.pattern[0] / self.pattern[1]
+        if final_sparsity is None and pattern is None:
+            raise ConfigError("How sparse? Give `final_sparsity`, such as 0.8, or a `pattern`.")
+        self.final_sparsity = most if final_sparsity is None else final_sparsity
+        if not 0 <= self.final_sparsity <= most:
+            raise ConfigError(
+                f"final_sparsity={final_sparsity} cannot be reached. Write 0 to {most:g}."
+            )
+        if updates < 1:
+            raise ConfigError(f"updates={updates} masks nothing. Write 1 or more.")
+        if scope not in ("layer", "global"):
+            raise ConfigError(f"There is no scope {scope!r}. Write 'layer' or 'global'.")
+        self.start, self.end = Duration.parse(start), Duration.parse(end)
+        self.updates = updates
+        self.layers = None if layers is None else tuple(layers)
+        self.scope = scope
+        self._pruned: dict[str, Tensor] = {}  # True where a weight is held at 0
+        self._bound: list[tuple[nn.Parameter, Tensor]] | None = None
+        self._level = 0  # of `updates`
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the layers' weights that is masked now."""
+        total = sum(pruned.numel() for pruned in self._pruned.values())
+        return sum(int(p.sum()) for p in self._pruned.values()) / total if total else 0.0
+
+    def on(self, event: Event, state: State) -> None:
+        """Mask gradients or weights, or grow the masks."""
+        if event is Event.SETUP:
+            self._check_layers(state.model)
+        elif event is Event.BEFORE_STEP:
+            for parameter, pruned in self._masks(state.model):
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(pruned, 0.0)
+        elif event in (Event.BATCH_END, Event.EPOCH_END):
+            self._grow(state)
+        else:
+            self._mask(state.model)
+
+    def rebind(self, edit: Edit, state: State) -> None:
+        """Cut masks like their parameters; the next batch masks what is new."""
+        targets = self._targets(state.model)
+        kept = {
+            name: binding.cut(pruned, edit.sliced.get(name, ()))
+            for name, pruned in self._pruned.items()
+            if name in targets and name not in edit.added
+        }
+        self._pruned = {n: p for n, p in kept.items() if p.shape == targets[n].shape}
+        self._bound = None
+        if self._level:
+            self._level = -1  # below every level: masks are chosen anew
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, and how far they have grown."""
+        return {"pruned": self._pruned, "level": self._level}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take them."""
+        self._pruned, self._level, self._bound = dict(saved["pruned"]), saved["level"], None
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._bound = None
+
+    def _grow(self, state: State) -> None:
+        passed = progress(state.clock, state.max_duration, self.start, self.end)
+        level = int(passed * self.updates + 1e-9)  # 0.3 * 10 is 3, although 0.3 is less
+        if level <= self._level:
+            return
+        self._level = level
+        targets = self._targets(state.model)
+        scores = [self._score(name, weight) for name, weight in targets.items()]
+        masks = self._choose(scores, cubic_sparsity(level / self.updates, self.final_sparsity))
+        for name, mask in zip(targets, masks, strict=True):
+            # Surgery may have left more zeros than are due now; they stay.
+            self._pruned[name] = mask | self._pruned.get(name, torch.zeros_like(mask))
+        self._bound = None
+        self._mask(state.model)
+
+    def _score(self, name: str, weight: Tensor) -> Tensor:
+        """Magnitudes; what is masked goes first, also before a weight that happens to be 0."""
+        score = weight.detach().abs()
+        pruned = self._pruned.get(name)
+        return score if pruned is None else score.masked_fill(pruned.to(score.device), -1.0)
+
+    def _choose(self, scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+        if self.scope == "layer":
+            return [mask for score in scores for mask in self._choose_together([score], sparsity)]
+        return self._choose_together(scores, sparsity)
+
+    def _choose_together(self, scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+        if self.pattern is None:
+            return _smallest(scores, sparsity)
+        n, m = self.pattern
+        masks = [_smallest_of_groups(score, n, m) for score in scores]
+        losses = [
+            _to_groups(score.masked_fill(~mask, 0.0), m).sum(1)
+            for score, mask in zip(scores, masks, strict=True)
+        ]
+        chosen = _smallest(losses, sparsity / (1 - n / m) if n < m else 0.0)
+        return [
+            mask & _from_groups(groups[:, None].expand(-1, m), mask.shape)
+            for mask, groups in zip(masks, chosen, strict=True)
+        ]
+
+    def _masks(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Parameters and their masks, where they are."""
+        if self._bound is None:
+            targets = self._targets(model) if self._pruned else {}
+            self._pruned = {n: p.to(targets[n].device) for n, p in self._pruned.items()}
+            self._bound = [(targets[name], pruned) for name, pruned in self._pruned.items()]
+        return self._bound
+
+    def _mask(self, model: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter, pruned in self._masks(model):
+                parameter.masked_fill_(pruned, 0.0)
+
+    def _targets(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights that are masked, once each, by name."""
+        chosen = None
+        if self.layers is not None:
+            chosen = {id(find_module(model, n)) for n in self.layers if has_module(model, n)}
+        targets: dict[int, tuple[str, nn.Parameter]] = {}
+        for name, module in model.named_modules():
+            weight = module._parameters.get("weight")
+            is_target = (
+                isinstance(module, (nn.Linear, _ConvNd))
+                if chosen is None
+                else (id(module) in chosen)
+            )
+            if is_target and weight is not None and self._fits(weight):
+                targets.setdefault(id(weight), (f"{name}.weight".lstrip("."), weight))
+        return dict(targets.values())
+
+    def _fits(self, weight: Tensor) -> bool:
+        return self.pattern is None or (weight.dim() > 1 and not weight.shape[1] % self.pattern[1])
+
+    def _check_layers(self, model: nn.Module) -> None:
+        for name in self.layers or ():
+            weight = find_module(model, name)._parameters.get("weight")
+            if weight is None:
+                raise ConfigError(
+                    f"The layer {name!r} has no parameter `weight` that could be masked. "
+                    "Leave it out of `layers`, or bake its parametrization in first."
+                )
+            if not self._fits(weight):
+                nm_mask(weight, *(self.pattern or (1, 1)))  # raises
+        if not self._targets(model):
+            raise ConfigError("The model has no layer that could be masked. Name some in `layers`.")
+
+
+def _parse_pattern(pattern: str) -> tuple[int, int]:
+    n, _, m = pattern.partition(":")
+    if not (n.isdigit() and m.isdigit() and 1 <= int(n) <= int(m)):
+        raise ConfigError(f"There is no pattern {pattern!r}. Write '2:4' to keep 2 of every 4.")
+    return int(n), int(m)
+
+
+def _smallest(scores: Sequence[Tensor], fraction: float) -> list[Tensor]:
+    """True for the smallest entries of all `scores` together, `fraction` of them."""
+    if not scores:
+        return []
+    flat = torch.cat([score.flatten() for score in scores])
+    # Not a threshold: of several equal scores only as many as are needed are to go.
+    order = flat.argsort(stable=True)[: round(fraction * flat.numel())]
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[order] = True
+    parts = torch.split(mask, [score.numel() for score in scores])
+    return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def _smallest_of_groups(scores: Tensor, n: int, m: int) -> Tensor:
+    """True for the m - n smallest of every group of `m` along dimension 1."""
+    groups = _to_groups(scores, m)
+    mask = torch.zeros_like(groups, dtype=torch.bool)
+    mask.scatter_(1, groups.argsort(dim=1, stable=True)[:, : m - n], True)
+    return _from_groups(mask, scores.shape)
+
+
+def _to_groups(tensor: Tensor, m: int) -> Tensor:
+    """(out, in, …) -> (groups, m), groups along `in`."""
+    return tensor.movedim(1, -1).reshape(-1, m)
+
+
+def _from_groups(groups: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_to_groups`."""
+    moved = torch.Size((shape[0], *shape[2:], shape[1]))
+    return groups.reshape(moved).movedim(-1, 1)

@@ -1,0 +1,66 @@
+"""The batches of an epoch: in an order that the seed decides, from any place in the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from compressor.errors import DataError
+from compressor.interfaces.data import seed_generators
+from compressor.seeding import derive_seed, set_rng_state
+from compressor.training.clock import Clock
+
+
+def prepare_loader(loader: Iterable[Any], seed: int, epoch: int) -> None:
+    """Seed the loader's own generators, and tell its sampler the number of the epoch."""
+    sampler = getattr(getattr(loader, "native_dl", loader), "sampler", None)
+    tell = getattr(sampler, "set_epoch", None)  # DistributedSampler shuffles by it
+    if callable(tell):
+        tell(epoch)
+    seed_generators(loader, derive_seed(seed, "loader", epoch))
+
+
+def batches_from(
+    loader: Iterable[Any], clock: Clock, generators: Mapping[str, Any] | None
+) -> Iterator[Any]:
+    """What is left of the epoch of `loader`.
+
+    Args:
+        loader: begins an epoch.
+        clock: says how many batches are done.
+        generators: states of the global generators to go on with; None at the begin of an epoch.
+
+    Raises:
+        DataError: where the loader fails.
+    """
+    batches = _guarded(loader, clock)
+    if generators is not None:
+        for _ in islice(batches, clock.batch_in_epoch):
+            pass
+        set_rng_state(generators)
+    return batches
+
+
+def epoch_length(loader: Iterable[Any]) -> int | None:
+    """Batches of an epoch; None when the loader does not know."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:  # an iterable dataset
+        return None
+
+
+def _guarded(loader: Iterable[Any], clock: Clock) -> Iterator[Any]:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(
+                f"The training loader failed in epoch {clock.epoch + 1}, at batch "
+                f"{clock.batch_in_epoch + 1}: {type(error).__name__}: {error}. The weights are as "
+                "the batch before left them; mend the data and call fit() again, or resume."
+            ) from error
+        yield batch
