@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,18 @@ class TensorBoardLogger(Logger):
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
+            _wait_for_a_name(self.folder)
             purge_step = None if self._is_begun else self._last_step + 1
             self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
             self._is_begun = True
         return self._writer
+
+
+def _wait_for_a_name(folder: Path) -> None:
+    """Return in a second in which no event file was begun yet.
+
+    TensorBoard reads files in the order of their names, which count seconds, and within one of them
+    put the tenth of a process before its ninth: it would hide the newer values, not the older ones.
+    """
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.02)

@@ -36,7 +36,7 @@ DESTINATIONS: dict[str, tuple[Callable[[Path], Logger], Read]] = {
 each_destination = pytest.mark.parametrize(
     ("make", "read"),
     [
-        pytest.param(*pair, id=name, marks=[pytest.mark.slow] * (name == "mlflow"))
+        pytest.param(*pair, id=name, marks=[pytest.mark.slow] * (name != "json"))
         for name, pair in DESTINATIONS.items()
     ],
 )
