@@ -81,7 +81,8 @@ def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> Mapping[str, 
 def hyperparameters(trainer: Trainer) -> dict[str, Any]:
     """What a logger is told of a training, as plain values."""
     state, optimizer = trainer.state, trainer.optimizer
-    options = {} if optimizer is None else optimizer.param_groups[0]
+    options = {} if optimizer is None else dict(optimizer.param_groups[0])
+    options["lr"] = options.pop("initial_lr", options.get("lr"))  # before the warm-up
     return {
         "max_duration": str(state.max_duration),
         "precision": state.precision,
@@ -92,8 +93,11 @@ def hyperparameters(trainer: Trainer) -> dict[str, Any]:
         "optimizer": "" if optimizer is None else type(optimizer).__name__,
         **{
             f"optimizer/{name}": value
-            for name, value in options.items()
-            if isinstance(value, (bool, int, float, str))
+            for name, value in {
+                **options,
+                "lr": options.get("initial_lr", options.get("lr")),
+            }.items()
+            if isinstance(value, (bool, int, float, str)) and name != "initial_lr"
         },
         "algorithms": ", ".join(each.key for each in trainer.dispatch.algorithms),
     }

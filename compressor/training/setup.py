@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from compressor.errors import ConfigError
 from compressor.interfaces.device import Device
 from compressor.interfaces.optimizers import (
+    NativeOptimizerFactory,
+    NativeSchedulerFactory,
     OptimizerSpec,
     Schedule,
     SchedulerConfig,
@@ -25,8 +29,12 @@ from compressor.training.events import Event
 from compressor.training.schedules import make_default_schedule
 from compressor.training.state import State
 
-Optimizers: TypeAlias = OptimizerSpec | Optimizer | Sequence[Optimizer] | None
-Schedulers: TypeAlias = SchedulerConfig | SchedulerSpec | None
+Optimizers: TypeAlias = (
+    OptimizerSpec | Optimizer | Sequence[Optimizer] | Callable[[nn.Module], Optimizer] | None
+)
+Schedulers: TypeAlias = (
+    SchedulerConfig | SchedulerSpec | LRScheduler | Callable[[Optimizer], LRScheduler] | None
+)
 DeviceLike: TypeAlias = torch.device | Device | str
 
 
@@ -66,7 +74,9 @@ def set_schedule(state: State, schedulers: Schedulers, *, has_metric: bool) -> N
         ConfigError: if it steps with a metric, and there is none.
     """
     assert state.optimizer is not None
-    made: Schedule | None = make_scheduler(schedulers, state.optimizer)
+    made: Schedule | None = make_scheduler(
+        _scheduler_spec(schedulers, state.optimizer), state.optimizer
+    )
     state.schedule = made or make_default_schedule(state.optimizer, lambda: state.fraction)
     if state.schedule.interval == "eval" and not has_metric:
         raise ConfigError(
@@ -84,12 +94,65 @@ def torch_device(value: DeviceLike) -> torch.device:
     return torch.device(value)
 
 
+class _OptimizerFunction(NativeOptimizerFactory):
+    """A function of the model as a factory."""
+
+    def __init__(self, function: Callable[[nn.Module], Optimizer]) -> None:
+        self.function = function
+
+    def make(self, native_model: nn.Module) -> Optimizer:
+        """Call it."""
+        return self.function(native_model)
+
+
+class _SchedulerFunction(NativeSchedulerFactory):
+    """A function of the optimizer as a factory."""
+
+    def __init__(self, function: Callable[[Optimizer], LRScheduler]) -> None:
+        self.function = function
+
+    def make(self, native_optimizer: Optimizer) -> LRScheduler:
+        """Call it."""
+        return self.function(native_optimizer)
+
+
 def _only_one(optimizers: Optimizers) -> OptimizerSpec | Optimizer | None:
-    if not isinstance(optimizers, (list, tuple)):
-        return optimizers  # type: ignore[return-value]
-    if len(optimizers) != 1:
-        raise ConfigError(
-            f"{len(optimizers)} optimizers were given, and one steps. Give one with several "
-            "parameter groups, or write a ManualStep."
-        )
-    return optimizers[0]
+    if isinstance(optimizers, (list, tuple)):
+        if len(optimizers) != 1:
+            raise ConfigError(
+                f"{len(optimizers)} optimizers were given, and one steps. Give one with several "
+                "parameter groups, or write a ManualStep."
+            )
+        optimizers = optimizers[0]
+    if optimizers is None or isinstance(optimizers, (Mapping, Optimizer, NativeOptimizerFactory)):
+        return optimizers
+    if callable(optimizers):
+        return _OptimizerFunction(optimizers)
+    raise ConfigError(
+        f"A {type(optimizers).__name__} is no optimizer. Give {{'name': 'SGD', 'lr': 0.1}}, an "
+        "optimizer of the model's parameters, or a function of the model."
+    )
+
+
+def _scheduler_spec(
+    schedulers: Schedulers, optimizer: Optimizer
+) -> SchedulerConfig | SchedulerSpec | None:
+    if isinstance(schedulers, (list, tuple)) and len(schedulers) == 1:
+        schedulers = schedulers[0]
+    if isinstance(schedulers, LRScheduler):
+        if schedulers.optimizer is not optimizer:
+            raise ConfigError(
+                f"The {type(schedulers).__name__} schedules another optimizer than the trainer "
+                "steps. Make it from the optimizer that you give as `optimizers`."
+            )
+        scheduler = schedulers
+        return _SchedulerFunction(lambda _: scheduler)
+    known = (Mapping, SchedulerConfig, NativeSchedulerFactory)
+    if schedulers is None or isinstance(schedulers, known):
+        return schedulers
+    if callable(schedulers):
+        return _SchedulerFunction(schedulers)
+    raise ConfigError(
+        f"A {type(schedulers).__name__} is no scheduler. Give {{'name': 'StepLR', "
+        "'step_size': 10}, a scheduler of the optimizer, or a function of it."
+    )

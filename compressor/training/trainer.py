@@ -69,9 +69,10 @@ class Trainer:
             the term "loss". Or a `ManualStep`, which does all that is to be done with a batch.
         train_dataloader: any iterable of batches that can be iterated again.
         eval_dataloader: a loader, an `Evaluator`, or a list of them.
-        optimizers: a dict with "name", a factory, or an optimizer of the model's parameters; None
-            is the default of `make_optimizer`.
-        schedulers: a dict with "name", or a factory; None is `schedules.warmup_cosine`.
+        optimizers: a dict with "name", an optimizer of the model's parameters, a factory, or a
+            function of the model; None is the default of `make_optimizer`.
+        schedulers: a dict with "name", a scheduler of that optimizer, a factory, or a function of
+            the optimizer; None is `schedules.warmup_cosine`.
         max_duration: '10ep', '500ba', '1e6sp', '90m'; an int counts epochs.
         eval_interval: between evaluations. One always follows the end.
         eval_skip: no evaluation before so much has been trained, but for the one at the end.
@@ -152,7 +153,7 @@ class Trainer:
             self.context.rank,
             Clock(batches_per_epoch=epoch_length(train_dataloader)),
             algorithms=self.dispatch.algorithms,
-            loggers=tuple(loggers),
+            loggers=tuple(loggers) if self.context.rank == 0 else (),
         )
         self._fire = partial(self.dispatch.fire, state=state)
         self.meter = TrainMeter(model, log_interval)
@@ -243,7 +244,7 @@ class Trainer:
             stack.enter_context(isolated_rng(derive_seed(state.seed, "fit")))
             stack.enter_context(in_training_mode(state.model))
             self.registered.to(state.device)
-            for every in (*self.evaluations.intervals, self._save_every):
+            for every in (*self.evaluations.intervals, self._save_every, self.meter.every):
                 every.begin(state.clock)
             self._stopwatch.start()
             stack.callback(setattr, self, "_is_fitting", False)

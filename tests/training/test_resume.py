@@ -21,6 +21,7 @@ from compressor.training.algorithms import (
 )
 from compressor.training.callbacks import EarlyStopping, History, KeepBest
 from compressor.training.checkpoint import LATEST, read_checkpoint, write_checkpoint
+from compressor.training.loggers import InMemoryLogger
 from tests.training.helpers import (
     HIDDEN,
     accuracy,
@@ -60,6 +61,8 @@ def make_loaded_trainer(save_dir: Path, interrupt: int = -1, **options: Any) -> 
             BatchNormReestimation(loader, lambda model, batch: model(batch[0]), count=2),
         ],
         "callbacks": [KeepBest("accuracy"), History(), Interrupt(interrupt)],
+        "loggers": [InMemoryLogger()],
+        "log_interval": "2ba",
         "evaluate": accuracy,
         "max_duration": "4ep",
         **options,

@@ -319,6 +319,41 @@ def test_a_schedule_steps_at_its_own_interval() -> None:
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)
 
 
+def test_optimizer_and_schedule_may_be_objects_or_functions() -> None:
+    def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def make_schedule(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return StepLR(optimizer, 1, gamma=0.5)
+
+    plain = make_trainer(schedulers={"name": "StepLR", "step_size": 1, "gamma": 0.5})
+    functions = make_trainer(optimizers=make_optimizer, schedulers=make_schedule)
+    model = make_model()
+    optimizer = make_optimizer(model)
+    objects = make_trainer(model, optimizers=[optimizer], schedulers=make_schedule(optimizer))
+    for trainer in (plain, functions, objects):
+        trainer.fit()
+    assert are_equal(weights_of(plain.model), weights_of(functions.model))
+    assert are_equal(weights_of(plain.model), weights_of(objects.model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizers": 3}, "A int is no optimizer"),
+        ({"schedulers": 3}, "A int is no scheduler"),
+        ({"optimizers": [{"name": "SGD"}, {"name": "SGD"}]}, "2 optimizers were given"),
+        (
+            {"schedulers": StepLR(torch.optim.SGD(make_model().parameters(), lr=0.1), 1)},
+            "schedules another optimizer",
+        ),
+    ],
+)
+def test_what_is_no_optimizer_or_schedule_is_refused(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(**options)
+
+
 def test_a_schedule_of_the_metric_without_a_metric_is_refused() -> None:
     with pytest.raises(ConfigError, match="steps with the metric"):
         make_trainer(schedulers={"name": "ReduceLROnPlateau"})
