@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressor.errors import CheckpointError, ConfigError
 
@@ -42,12 +42,16 @@ class Registered:
         return iter(self._values)
 
     def to(self, device: torch.device) -> None:
-        """Move models and tensors to `device`: models in place, tensors as new ones."""
-        for name, value in self._values.items():
-            if isinstance(value, nn.Module):
-                value.to(device)
-            elif isinstance(value, Tensor):
-                self._values[name] = value.to(device)
+        """Move models, recipes and tensors to `device`; they stay the same objects."""
+        for value in self._values.values():
+            if not isinstance(value, Tensor):
+                move = getattr(value, "to", None)
+                if callable(move):
+                    move(device)
+            elif value.device != device:
+                value.data = value.data.to(device)  # a copy would be no leaf
+                if value.is_leaf and value.grad is not None:
+                    value.grad = value.grad.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """The values, and the state of what has one."""
