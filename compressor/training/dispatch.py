@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import TypeVar
 
 from compressor.errors import ConfigError
@@ -24,6 +25,7 @@ class Dispatch:
 
     def __init__(self, algorithms: Sequence[Algorithm], callbacks: Sequence[Callback]) -> None:
         _check_keys([*algorithms, *callbacks])
+        _check_order([*algorithms, *callbacks])
         self.algorithms = sort_by_order(algorithms)
         self.callbacks = sort_by_order(callbacks)
         self._table: dict[Event, tuple[Entry, ...]] = {
@@ -100,3 +102,22 @@ def _check_keys(listeners: Sequence[Listener]) -> None:
                 f"{keys.count(key)} algorithms or callbacks have the key {key!r}, under which "
                 "their state is saved. Set `.key` of each to a name of its own."
             )
+
+
+def _check_order(listeners: Sequence[Listener]) -> None:
+    """Who is named in `before` and `after` need not be there; but a misspelt name would be."""
+    known = {each.key for each in listeners} | {cls.key for cls in _subclasses(Listener)}
+    for listener in listeners:
+        for name in (*listener.before, *listener.after):
+            near = [] if name in known else get_close_matches(name, known, n=1)
+            if near:
+                raise ConfigError(
+                    f"{listener.key!r} wants to come before or after {name!r}, and there is no "
+                    f"such key. Did you mean {near[0]!r}?"
+                )
+
+
+def _subclasses(cls: type[Listener]) -> Iterator[type[Listener]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)

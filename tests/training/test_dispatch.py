@@ -6,6 +6,7 @@ from torch import nn
 
 from compressor.errors import ConfigError
 from compressor.training import Algorithm, Callback, Duration, Event, State, Window
+from compressor.training.algorithms import GradientClipping
 from compressor.training.dispatch import Dispatch
 
 
@@ -87,3 +88,12 @@ def test_a_window_leaves_out_batches_but_not_the_start_of_the_fit() -> None:
 
 def test_a_key_is_the_class_name_unless_set() -> None:
     assert Watching([]).key == "Watching"
+
+
+def test_a_misspelt_key_in_the_order_names_the_nearest() -> None:
+    clipping = GradientClipping()
+    clipping.after = ("MyMasks",)
+    Dispatch([clipping], [])  # who is not there does not matter
+    clipping.after = ("GradualSparsty",)
+    with pytest.raises(ConfigError, match=r"'GradualSparsty'.*Did you mean 'GradualSparsity'"):
+        Dispatch([clipping], [])

@@ -15,7 +15,7 @@ from compressor.training.inspection.confusion import (
 )
 
 
-def draw(classes: int, samples: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(classes: int, samples: int = 900) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(classes)
     predictions, labels = torch.randint(0, classes, (2, samples), generator=generator)
     return predictions, labels
