@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -113,10 +113,18 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A scheduler and when it steps."""
+    """A scheduler and when it steps.
+
+    Attributes:
+        scheduler: of torch.
+        interval: between its steps.
+        refresh: sets the rates anew when the whole training has become longer; None: they do not
+            depend on it.
+    """
 
     scheduler: LRScheduler
     interval: Interval
+    refresh: Callable[[], None] | None = None
 
     def step(self, metric: float | None = None) -> None:
         """Step; `metric` is what ReduceLROnPlateau listens to, others are not given it."""

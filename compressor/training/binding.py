@@ -42,6 +42,24 @@ def check_bound(optimizer: Optimizer, model: nn.Module) -> None:
                 )
 
 
+def check_complete(optimizer: Optimizer | None, model: nn.Module) -> None:
+    """Do nothing if `optimizer` steps parameters of `model` only, and all that it stepped before.
+
+    Raises:
+        SurgeryError: if a parameter was exchanged behind its back: it would never be trained.
+    """
+    if optimizer is None:
+        return
+    try:
+        check_bound(optimizer, model)
+    except SurgeryError as error:
+        raise SurgeryError(
+            "A parameter of the model was exchanged since the trainer was made, so that the new "
+            "one would never be trained. Change the model through `trainer.state.edit`, or make a "
+            "new trainer."
+        ) from error
+
+
 def rebind(optimizer: Optimizer, before: Names, model: nn.Module, edit: Edit) -> None:
     """Let `optimizer` follow `edit`, in place: moments are sliced, dropped, or begin with 0.
 

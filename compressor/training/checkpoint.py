@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,9 +30,10 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         CheckpointError: if `state` holds something that could not be read back.
         OSError: a full disk; the old file remains.
     """
+    state = _without_numpy(state)
     check_plain(state, "")
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    torch.save(state, buffer)
     body = buffer.getbuffer()
     header = MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n"
     write_bytes(path, header, body)
@@ -63,6 +65,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "Read it with the version that wrote it."
         ) from error
     return state
+
+
+def _without_numpy(value: Any) -> Any:
+    """`value` with numpy's numbers, such as a learning rate of np.float64, as Python's."""
+    if isinstance(value, Mapping):
+        return {_without_numpy(key): _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_without_numpy, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_plain(value: Any, path: str) -> None:

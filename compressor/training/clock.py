@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from compressor.errors import ConfigError
+from compressor.errors import ConfigError, suggest
 
 NUMBER_AND_UNIT = re.compile(r"([0-9.]+(?:e[0-9]+)?)(ep|ba|sp|dur)")
 WALL_CLOCK = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
@@ -36,6 +36,20 @@ class Duration:
 
     value: float
     unit: Unit
+
+    def __post_init__(self) -> None:
+        """Take the unit by its letters too.
+
+        Raises:
+            ConfigError: if there is no such unit.
+        """
+        try:
+            object.__setattr__(self, "unit", Unit(self.unit))
+        except ValueError as error:
+            units = [unit.value for unit in Unit]
+            raise ConfigError(
+                f"There is no unit {self.unit!r}. {suggest(str(self.unit), units)}"
+            ) from error
 
     @classmethod
     def parse(cls, value: DurationLike) -> Duration:
@@ -155,7 +169,7 @@ class Every:
     """Says when an interval has passed again.
 
     Args:
-        interval: of at least 1.
+        interval: such as '1ep'; 0 never passes.
 
     Raises:
         ConfigError: if it is no interval.
@@ -163,8 +177,6 @@ class Every:
 
     def __init__(self, interval: DurationLike) -> None:
         self.interval = parse_total(interval)
-        if not self.interval.value:
-            raise ConfigError(f"{interval!r} is no interval. Write 1 or more.")
         self._count = 0
 
     @property
@@ -182,6 +194,8 @@ class Every:
         return self._count > before
 
     def _passed(self, clock: Clock) -> int:
+        if not self.interval.value:
+            return 0
         return int(clock.now(self.interval.unit) // self.interval.value)
 
 
@@ -213,9 +227,12 @@ class Window:
         """From two moments.
 
         Raises:
-            ConfigError: if one is not a duration.
+            ConfigError: if one is not a duration, or the end comes first.
         """
-        return cls(Duration.parse(start), Duration.parse(end))
+        window = cls(Duration.parse(start), Duration.parse(end))
+        if window.start.unit is window.end.unit and window.start.value >= window.end.value:
+            raise ConfigError(f"A window from {start!r} to {end!r} never opens. Swap the two.")
+        return window
 
     def contains(self, clock: Clock, total: Duration) -> bool:
         """Whether it is open. The end of the whole, `'1dur'`, closes no window."""

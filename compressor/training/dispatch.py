@@ -4,32 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from compressor.errors import ConfigError
 from compressor.training.algorithm import Algorithm, Callback, Listener
-from compressor.training.clock import Window
+from compressor.training.clock import Clock, Duration, Window
 from compressor.training.events import WINDOWED, Event
 from compressor.training.state import State
 
 L = TypeVar("L", bound=Listener)
-Entry = tuple[Callable[[Event, State], None], Window | None]
+
+
+class Gate(Protocol):
+    """Whether a listener is called at a moment; a `Window` is one."""
+
+    def contains(self, clock: Clock, total: Duration) -> bool:
+        """Whether it is called."""
+
+
+class Entrance:
+    """The gate of an event that enters a pair; remembers whether it was gone through."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.is_inside = False
+
+    def contains(self, clock: Clock, total: Duration) -> bool:
+        """Whether the window is open."""
+        self.is_inside = self.window.contains(clock, total)
+        return self.is_inside
+
+
+class Exit:
+    """The gate of an event that leaves a pair: open for who has entered it."""
+
+    def __init__(self, entrance: Entrance) -> None:
+        self.entrance = entrance
+
+    def contains(self, clock: Clock, total: Duration) -> bool:
+        """Whether the pair was entered, which it then no longer is."""
+        del clock, total
+        is_inside, self.entrance.is_inside = self.entrance.is_inside, False
+        return is_inside
+
+
+Entry = tuple[Callable[[Event, State], None], Gate | None]
 
 
 class Dispatch:
     """Algorithms in their order, then callbacks in theirs, then algorithms that leave a pair.
 
     Raises:
-        ConfigError: if two have one key, the order is a circle, or an event is none.
+        ConfigError: if one is no algorithm or callback, listens to nothing, two have one key, the
+            order is a circle, or an event is none.
     """
 
     def __init__(self, algorithms: Sequence[Algorithm], callbacks: Sequence[Callback]) -> None:
+        _check_kinds("algorithms", algorithms, Algorithm)
+        _check_kinds("callbacks", callbacks, Callback)
         _check_keys([*algorithms, *callbacks])
         _check_order([*algorithms, *callbacks])
         self.algorithms = sort_by_order(algorithms)
         self.callbacks = sort_by_order(callbacks)
+        gates = {
+            (each.key, event): gate
+            for each in self.algorithms
+            for event, gate in _gates(each).items()
+        }
         self._table: dict[Event, tuple[Entry, ...]] = {
-            event: tuple((each.on, _window(each, event)) for each in self.order_at(event))
+            event: tuple((each.on, gates.get((each.key, event))) for each in self.order_at(event))
+            for event in Event
+        }
+        self._leaving: dict[Event, tuple[Entry, ...]] = {
+            event: tuple(
+                (each.on, gates.get((each.key, event)))
+                for each in self.order_at(event)
+                if _leaves(each, event)
+            )
             for event in Event
         }
 
@@ -46,9 +97,25 @@ class Dispatch:
 
     def fire(self, event: Event, state: State) -> None:
         """Call everybody who listens to `event`."""
+        self.bind(state)(event)
+
+    def bind(self, state: State) -> Callable[[Event], None]:
+        """`fire` for one state: seven calls a batch, most of which nobody listens to."""
+        table = self._table
+
+        def fire(event: Event) -> None:
+            state.event = event
+            for on, gate in table[event]:
+                if gate is None or gate.contains(state.clock, state.max_duration):
+                    on(event, state)
+
+        return fire
+
+    def leave(self, event: Event, state: State) -> None:
+        """Call only those who leave a pair at `event`: what it ends has failed."""
         state.event = event
-        for on, window in self._table[event]:
-            if window is None or window.contains(state.clock, state.max_duration):
+        for on, gate in self._leaving[event]:
+            if gate is None or gate.contains(state.clock, state.max_duration):
                 on(event, state)
 
     def is_heard(self, *events: Event) -> bool:
@@ -82,16 +149,62 @@ def sort_by_order(listeners: Sequence[L]) -> tuple[L, ...]:
 
 
 def _precedes(first: Listener, second: Listener) -> bool:
-    return second.key in first.before or first.key in second.after
+    return not _names(second).isdisjoint(first.before) or not _names(first).isdisjoint(second.after)
+
+
+def _names(listener: Listener) -> set[str]:
+    """By which others name it: its key, and its class or what that derives from."""
+    return {listener.key, *(cls.__name__ for cls in type(listener).__mro__)}
 
 
 def _leaves(listener: Listener, event: Event) -> bool:
     """Whether `event` is the exit of a pair that `listener` declares."""
-    return isinstance(listener, Algorithm) and any(exit is event for _, exit in listener.pairs)
+    return isinstance(listener, Algorithm) and any(
+        Event.of(exit) is event for _, exit in listener.pairs
+    )
 
 
-def _window(listener: Listener, event: Event) -> Window | None:
-    return listener.window if isinstance(listener, Algorithm) and event in WINDOWED else None
+def _gates(algorithm: Algorithm) -> dict[Event, Gate]:
+    """Who has entered a pair leaves it, also when the window has closed meanwhile."""
+    events = {Event.of(event) for event in algorithm.events}
+    window = algorithm.window
+    gates: dict[Event, Gate] = {}
+    if window is not None:
+        gates = {event: window for event in events & WINDOWED}
+    for names in algorithm.pairs:
+        enter, exit = map(Event.of, names)
+        if not {enter, exit} <= events:
+            raise ConfigError(
+                f"{algorithm.key!r} has the pair {enter.name}, {exit.name} and does not listen to "
+                "both. Add them to its `events`."
+            )
+        if window is not None and enter in WINDOWED:
+            entrance = gates[enter] = Entrance(window)
+            gates[exit] = Exit(entrance)
+    return gates
+
+
+def _check_kinds(option: str, given: Sequence[object], base: type[Listener]) -> None:
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+        raise ConfigError(f"{option}={type(given).__name__}(...) is no list. Write [...] around.")
+    for each in given:
+        if isinstance(each, type):
+            raise ConfigError(
+                f"{each.__name__} in {option} is a class. Give an instance: {each.__name__}()."
+            )
+        if not isinstance(each, base):
+            raise ConfigError(
+                f"The {type(each).__name__} in {option} is no {base.__name__}. "
+                f"Derive it from {base.__name__}, or give it as what it is."
+            )
+        is_own = type(each).on is not Listener.on or type(each).apply is not Listener.apply
+        if not each.events and not is_own:
+            near = [event for event in Event if hasattr(each, event.name.lower())]
+            hint = f" in place of the method {near[0].name.lower()}" if near else ""
+            raise ConfigError(
+                f"{type(each).__name__} listens to nothing. Write `events` and "
+                f"on(event, state){hint}."
+            )
 
 
 def _check_keys(listeners: Sequence[Listener]) -> None:
@@ -108,6 +221,8 @@ def _check_order(listeners: Sequence[Listener]) -> None:
     """Who is named in `before` and `after` need not be there; but a misspelt name would be."""
     known = {each.key for each in listeners} | {cls.key for cls in _subclasses(Listener)}
     for listener in listeners:
+        if isinstance(listener.before, str) or isinstance(listener.after, str):
+            raise ConfigError(f"`before` and `after` of {listener.key!r} are lists of keys.")
         for name in (*listener.before, *listener.after):
             near = [] if name in known else get_close_matches(name, known, n=1)
             if near:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from compressor.errors import ConfigError, DataError, MetricError, suggest
 from compressor.interfaces.data import kept_generators, move
@@ -66,12 +67,17 @@ def make_evaluators(
         return ()
     if isinstance(given, Evaluator):
         return (given,)
-    if isinstance(given, (list, tuple)) and given and isinstance(given[0], Evaluator):
-        labels = [evaluator.label for evaluator in given]
+    kinds = (Evaluator, DataLoader)
+    if isinstance(given, (list, tuple)) and any(isinstance(each, kinds) for each in given):
+        evaluators = [each if isinstance(each, Evaluator) else Evaluator(each) for each in given]
+        labels = [evaluator.label for evaluator in evaluators]
         for label in labels:
             if labels.count(label) > 1:
-                raise ConfigError(f"Two evaluators have the label {label!r}. Give each its own.")
-        return tuple(given)
+                raise ConfigError(
+                    f"Two evaluators have the label {label!r}. Give each its own: "
+                    "Evaluator(loader, 'name')."
+                )
+        return tuple(evaluators)
     return (Evaluator(given),)
 
 
@@ -88,7 +94,11 @@ class Evaluations:
         self, evaluators: Sequence[Evaluator], interval: DurationLike, skip: DurationLike
     ) -> None:
         self.all = tuple(evaluators)
-        self.intervals = [Every(evaluator.interval or interval) for evaluator in evaluators]
+        self.intervals = [
+            Every(interval if evaluator.interval is None else evaluator.interval)
+            for evaluator in evaluators
+        ]
+        Every(interval)  # is checked also without evaluators
         self._skip = Duration.parse(skip)
         self._complete_at = -1  # finished batches when all had run
 
@@ -133,11 +143,12 @@ def _measure(evaluator: Evaluator, state: State, step: Step | None) -> dict[str,
         )
     batches = (
         move(batch, state.device, non_blocking=True)
-        for batch in islice(evaluator.dataloader or (), evaluator.max_batches)
+        for batch in islice(_guarded(evaluator), evaluator.max_batches)
     )
     if metrics:
         begin_metrics(metrics, state.device)
-        return _measure_metrics(state.model, metrics, batches)
+        values = _measure_metrics(state.model, metrics, batches)
+        return _chosen_values(values, evaluator.metric_names)
     return _mean_loss(state, step, batches)
 
 
@@ -146,7 +157,7 @@ def _measure_metrics(
 ) -> dict[str, float]:
     is_empty = True
     for batch in batches:
-        outputs = task.eval_forward(batch)
+        outputs = task.eval_forward(batch, None)
         for metric in metrics.values():
             task.update_metric(batch, outputs, metric)
         is_empty = False
@@ -155,12 +166,18 @@ def _measure_metrics(
 
 
 def _mean_loss(state: State, step: Step | None, batches: Iterable[Any]) -> dict[str, float]:
-    assert step is not None
+    if step is None:
+        raise ConfigError(
+            "A ManualStep says nothing of the loss, so there is nothing to evaluate. Give the "
+            "Evaluator a function of the model."
+        )
     sums: dict[str, float] = {}
     seen = 0
     for batch in batches:
-        terms = step.terms(state.model, batch)
         count = step.sample_count(batch)
+        if not count:
+            continue
+        terms = step.terms(state.model, batch)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + count * float(value)
         seen += count
@@ -169,21 +186,62 @@ def _mean_loss(state: State, step: Step | None, batches: Iterable[Any]) -> dict[
 
 
 def choose(metrics: Mapping[str, Metric], names: tuple[str, ...] | None) -> dict[str, Metric]:
-    """Those of `metrics` whose whole name matches one of the regular expressions `names`.
+    """Those of `metrics` of which a whole name matches one of the regular expressions `names`.
+
+    A collection has the names of its members too, and is chosen as a whole.
 
     Raises:
         MetricError: if an expression matches none.
     """
     if names is None:
         return dict(metrics)
+    known = {name: {name, *_member_names(metric)} for name, metric in metrics.items()}
+    every = sorted(set().union(*known.values()))
     for name in names:
-        if not any(re.fullmatch(name, known) for known in metrics):
-            raise MetricError(f"The task has no metric {name!r}. {suggest(name, metrics)}")
+        if not any(re.fullmatch(name, other) for other in every):
+            raise MetricError(f"The task has no metric {name!r}. {suggest(name, every)}")
     return {
-        known: metric
-        for known, metric in metrics.items()
-        if any(re.fullmatch(name, known) for name in names)
+        key: metrics[key]
+        for key, own in known.items()
+        if any(re.fullmatch(name, other) for name in names for other in own)
     }
+
+
+def check_evaluators(evaluators: Iterable[Evaluator], model: nn.Module) -> None:
+    """Do nothing if the metrics that are named are the task's.
+
+    Raises:
+        MetricError: if one is not.
+    """
+    for evaluator in evaluators:
+        if isinstance(model, TaskModel) and evaluator.function is None:
+            choose(named_metrics(model.get_metrics(is_train=False)), evaluator.metric_names)
+
+
+def _chosen_values(values: Mapping[str, float], names: tuple[str, ...] | None) -> dict[str, float]:
+    """Of a collection, only the members that were named; all, if it was named itself."""
+    chosen = {
+        name: value
+        for name, value in values.items()
+        if names is None or any(re.fullmatch(other, name) for other in names)
+    }
+    return chosen or dict(values)
+
+
+def _member_names(metric: Metric) -> list[str]:
+    names = getattr(metric, "keys", None)
+    return [str(name) for name in names()] if callable(names) else []
+
+
+def _guarded(evaluator: Evaluator) -> Iterator[Any]:
+    try:
+        yield from evaluator.dataloader or ()
+    except Exception as error:
+        label = f" {evaluator.label!r}" if evaluator.label else ""
+        raise DataError(
+            f"The loader of the evaluation{label} failed: {type(error).__name__}: {error}. "
+            "Check its dataset."
+        ) from error
 
 
 def _check_some(is_empty: bool) -> None:

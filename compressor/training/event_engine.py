@@ -34,6 +34,7 @@ class EventEngine:
             engine.run_event("after_loss")
             state.loss.backward()
             ...
+            state.clock.advance(len(state.batch[0]))  # windows and schedules go by the clock
     """
 
     def __init__(

@@ -22,8 +22,8 @@ class Event(Enum):
               AFTER_LOSS          named terms: add or replace, never scale in place
             BEFORE_STEP           gradients complete and unscaled
             AFTER_STEP            `state.step_skipped` is known; before clock and schedule
-            BATCH_END             clock advanced; the only place for surgery inside fit
-          EPOCH_END               also after a partial last epoch
+            BATCH_END             clock advanced; surgery allowed
+          EPOCH_END               also after a partial last epoch; surgery allowed
         EVAL_START  EVAL_END      each evaluator
         CHECKPOINT                before a checkpoint is written
         FIT_END                   before the last evaluation and checkpoint
@@ -66,18 +66,8 @@ class Event(Enum):
         return event
 
 
-IN_USE = frozenset(
-    {
-        Event.BATCH_START,
-        Event.BEFORE_FORWARD,
-        Event.AFTER_FORWARD,
-        Event.AFTER_LOSS,
-        Event.BEFORE_STEP,
-        Event.AFTER_STEP,
-        Event.EVAL_START,
-    }
-)
-"""Moments at which somebody holds tensors of the model, so that its structure must stay."""
+SURGERY_ALLOWED = frozenset({None, Event.SETUP, Event.BATCH_END, Event.EPOCH_END})
+"""Moments at which nobody holds tensors of the model, or values in place of its own."""
 
 WINDOWED = frozenset(
     {

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressor.distributed import Context
 from compressor.errors import ConfigError
@@ -43,6 +43,9 @@ class Gradients:
         context: the processes whose mean gradient it is.
         micro_batch_size: samples, "auto", or None for whole batches.
         recomputes: whether a batch may be asked for again.
+
+    Attributes:
+        micro_batch_size: samples of a micro-batch at present; None: all of a batch.
     """
 
     def __init__(
@@ -63,14 +66,9 @@ class Gradients:
         self._is_scaled = scaler.is_enabled()
         self._context = context
         self._is_auto = micro_batch_size == "auto"
-        self._size: int | None = check_size(micro_batch_size)
+        self.micro_batch_size: int | None = check_size(micro_batch_size)
         self._remembers = recomputes or self._is_auto
         self._random: dict[str, Any] = {}
-
-    @property
-    def micro_batch_size(self) -> int | None:
-        """Samples of a micro-batch at present; None: all of a batch."""
-        return self._size
 
     def compute(self, state: State, meter: TrainMeter) -> int:
         """Set the gradients of `state.batch`, and count its losses into `meter`.
@@ -86,13 +84,13 @@ class Gradients:
             self._random = rng_state()
         if self._is_auto:
             self._compute_what_fits(state, whole, samples, meter)
-        elif self._size is None:
+        elif self.micro_batch_size is None:
             self._compute_part(state, 1.0, meter)
         else:
             self._compute_parts(state, whole, samples, meter)
         state.batch = whole
         if self._context.world_size > 1:
-            self._context.average(_gradients(state.model))
+            self._context.average_gradients(state.model)
         return samples
 
     def recompute(self, state: State) -> None:
@@ -104,11 +102,11 @@ class Gradients:
         self._compute_parts(state, whole, self._step.sample_count(whole), None)
         state.batch, (state.losses, state.weights, state.task_terms) = whole, terms
         set_rng_state(after)
-        gradients = _gradients(state.model)
         if self._is_scaled:
+            gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, 1 / self._scaler.get_scale())
         if self._context.world_size > 1:
-            self._context.average(gradients)
+            self._context.average_gradients(state.model)
 
     def _compute_what_fits(self, state: State, whole: Any, samples: int, meter: TrainMeter) -> None:
         buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
@@ -116,18 +114,21 @@ class Gradients:
             parts = Parts()
             with memory_watched() as watch:
                 self._compute_parts(state, whole, samples, parts)
-            if not self._context.any(watch.is_out):
+            tried = min(self.micro_batch_size or samples, samples) if watch.is_out else 0
+            tried = int(self._context.most(tried))
+            if not tried:
                 parts.tell(meter)
                 return
             del parts
-            tried = min(self._size or samples, samples)
-            if tried <= 1:
+            if tried == 1:
                 raise OutOfMemoryError(
                     "A single sample does not fit into memory. Use smaller inputs, "
                     "precision='bf16', or a device with more memory."
                 )
-            self._size = -(-tried // 2)
-            logger.info("out of memory: micro-batches of %d samples from now on", self._size)
+            self.micro_batch_size = -(-tried // 2)
+            logger.info(
+                "out of memory: micro-batches of %d samples from now on", self.micro_batch_size
+            )
             state.forget_batch()
             state.batch = whole
             state.model.zero_grad(set_to_none=True)
@@ -141,11 +142,11 @@ class Gradients:
     def _compute_parts(
         self, state: State, whole: Any, samples: int, meter: TrainMeter | Parts | None
     ) -> None:
-        if self._size is None or samples <= self._size:
+        if self.micro_batch_size is None or samples <= self.micro_batch_size:
             self._compute_part(state, 1.0, meter)
             return
         sums: dict[str, Tensor] = {}
-        count = -(-samples // self._size)
+        count = -(-samples // self.micro_batch_size)
         even_size = -(-samples // count)  # a last part of one sample is nothing for a batch norm
         for part in self._step.split(whole, even_size):
             state.batch = part
@@ -234,7 +235,3 @@ def check_size(value: MicroBatchSize) -> int | None:
 
 def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _gradients(model: nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

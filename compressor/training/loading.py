@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from compressor.errors import DataError
@@ -13,11 +13,19 @@ from compressor.training.clock import Clock
 
 
 def prepare_loader(loader: Iterable[Any], seed: int, epoch: int) -> None:
-    """Seed the loader's own generators, and tell its sampler the number of the epoch."""
-    sampler = getattr(getattr(loader, "native_dl", loader), "sampler", None)
-    tell = getattr(sampler, "set_epoch", None)  # DistributedSampler shuffles by it
-    if callable(tell):
-        tell(epoch)
+    """Seed the loader's own generators, and tell its samplers the number of the epoch."""
+    loader = getattr(loader, "native_dl", loader)
+    by_batch = getattr(loader, "batch_sampler", None)
+    owners = [
+        getattr(loader, "sampler", None),
+        by_batch,
+        getattr(by_batch, "sampler", None),
+        getattr(loader, "dataset", None),
+    ]
+    for owner in {id(owner): owner for owner in owners}.values():
+        tell = getattr(owner, "set_epoch", None)  # DistributedSampler shuffles by it
+        if callable(tell):
+            tell(epoch)
     seed_generators(loader, derive_seed(seed, "loader", epoch))
 
 
@@ -51,16 +59,17 @@ def epoch_length(loader: Iterable[Any]) -> int | None:
 
 
 def _guarded(loader: Iterable[Any], clock: Clock) -> Iterator[Any]:
-    batches = iter(loader)
-    while True:
+    batches: Iterator[Any] | None = None
+    for batch_number in count(1):
         try:
+            batches = iter(loader) if batches is None else batches
             batch = next(batches)
         except StopIteration:
             return
         except Exception as error:
             raise DataError(
-                f"The training loader failed in epoch {clock.epoch + 1}, at batch "
-                f"{clock.batch_in_epoch + 1}: {type(error).__name__}: {error}. The weights are as "
-                "the batch before left them; mend the data and call fit() again, or resume."
+                f"The training loader failed in epoch {clock.epoch + 1}, at batch {batch_number}: "
+                f"{type(error).__name__}: {error}. The weights are as the batch before left them; "
+                "mend the data and call fit() again, or resume."
             ) from error
         yield batch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.distributed import Context
+from compressor.errors import MetricError
 from compressor.interfaces.inputs import device_of
 from compressor.training.clock import Clock, DurationLike, Every
 from compressor.training.errors import DivergedError
@@ -40,17 +41,15 @@ class LossMeter:
             share: of the batch.
         """
         is_cheap = not total.is_cuda
-        sums, counts = self._sums, self._counts
         last: Tensor | None = None
         item: Tensor | float = 0.0
-        for name, value in (*losses.items(), ("total", total)):
-            if value is not last:  # a total of one term is that term
-                item = value.item() if is_cheap else value.detach().double()
-                if share != 1.0:
-                    item = share * item
+        for name, value in losses.items():
             last = value
-            sums[name] = sums.get(name, 0.0) + item
-            counts[name] = counts.get(name, 0.0) + share
+            item = value.item() if is_cheap else value.detach().double()
+            self._add(name, item, share)
+        if total is not last:  # a total of one term is that term
+            item = total.item() if is_cheap else total.detach().double()
+        self._add("total", item, share)
 
     def check(self, clock: Clock) -> None:
         """Do nothing if the total is a number; on the GPU that is looked at now and then.
@@ -88,6 +87,10 @@ class LossMeter:
         """Take them."""
         self._sums, self._counts = dict(saved["sums"]), dict(saved["counts"])
 
+    def _add(self, name: str, item: Tensor | float, share: float) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + (item if share == 1.0 else share * item)
+        self._counts[name] = self._counts.get(name, 0.0) + share
+
     def _raise(self, value: float, epoch: int, batch: int) -> None:
         odd = [name for name, s in self._sums.items() if not math.isfinite(float(s))]
         raise DivergedError(
@@ -110,6 +113,26 @@ class TrainMeter:
         self.every = Every(log_interval)
         self._epoch = LossMeter()
         self._window = None if self.every.is_by_epoch else LossMeter()
+
+    def check_own_metrics(self) -> None:
+        """Do nothing if no metric of training is one of evaluation too.
+
+        Raises:
+            MetricError: if one is: an evaluation within an epoch would forget what was gathered.
+        """
+        if self._task is None:
+            return
+        own, others = (
+            named_metrics(self._task.get_metrics(is_train=is_train)) for is_train in (True, False)
+        )
+        shared = {id(metric) for metric in own.values()} & {id(each) for each in others.values()}
+        for name, metric in own.items():
+            if id(metric) in shared:
+                raise MetricError(
+                    f"get_metrics gives the same object {name!r} for training and evaluation, and "
+                    "an evaluation within an epoch would forget what training gathered. Give each "
+                    "its own: metric.clone()."
+                )
 
     def begin_epoch(self) -> None:
         """Forget the epoch before."""
@@ -152,11 +175,7 @@ class TrainMeter:
         if self._metrics:
             computed = compute_metrics(self._metrics)
             means |= {f"train/{name}": value for name, value in computed.items()}
-        if context.world_size > 1:
-            values = torch.tensor(list(means.values()), dtype=torch.float64)
-            context.average([values])
-            means = dict(zip(means, values.tolist(), strict=True))
-        return means
+        return context.mean(means)
 
     def log_epoch_if_due(self, state: State) -> None:
         """Tell the loggers of the last epoch."""

@@ -30,6 +30,12 @@ def make_autocast(precision: Precision, device: torch.device) -> AbstractContext
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
+def reset_scaler(scaler: torch.amp.GradScaler) -> None:
+    """Forget a step that was begun and not made; the scale stays."""
+    if scaler.is_enabled() and scaler._scale is not None:
+        scaler.update(scaler.get_scale())
+
+
 def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
     """Scales the loss in fp16, whose smallest number is 6e-8; does nothing in other types."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

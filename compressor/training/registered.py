@@ -72,6 +72,12 @@ class Registered:
             raise CheckpointError(
                 f"{odd[0]!r} is registered only in the {where}. Register the same names as then."
             )
+        for name, value in self._values.items():
+            if isinstance(value, Tensor) and value.shape != saved[name].shape:
+                raise CheckpointError(
+                    f"The registered {name!r} has shape {tuple(saved[name].shape)} in the "
+                    f"checkpoint and {tuple(value.shape)} here. Register one like it."
+                )
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Put the values back.
@@ -84,11 +90,6 @@ class Registered:
             if _has_state(value):
                 value.load_state_dict(saved[name])
             elif isinstance(value, Tensor):
-                if value.shape != saved[name].shape:
-                    raise CheckpointError(
-                        f"The registered {name!r} has shape {tuple(saved[name].shape)} in the "
-                        f"checkpoint and {tuple(value.shape)} here. Register one like it."
-                    )
                 with torch.no_grad():
                     value.copy_(saved[name])
             else:

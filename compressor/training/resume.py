@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from compressor.errors import CheckpointError
-from compressor.seeding import rng_state
 from compressor.structure.describe import apply_difference, diff
 from compressor.structure.trace import copy_skeleton
 from compressor.training import binding
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 def state_dict(trainer: Trainer) -> dict[str, Any]:
     """All that `load_state_dict` needs: plain values, and tensors that are not copied."""
     state = trainer.state
-    is_within_epoch = bool(state.clock.batch_in_epoch)
+    own = {"generators": trainer.loop.generators(), "meter": trainer.meter.state_dict()}
     return {
         "clock": state.clock.state_dict(),
         "seed": state.seed,
@@ -30,10 +29,13 @@ def state_dict(trainer: Trainer) -> dict[str, Any]:
         "structure": state.structure(),
         "model": state.model.state_dict(),
         "optimizer": trainer.optimizer and binding.optimizer_state(trainer.optimizer, state.model),
+        "optimizer_class": type(trainer.optimizer).__name__,
         "schedule": trainer.schedule and trainer.schedule.scheduler.state_dict(),
+        "schedule_class": trainer.schedule and type(trainer.schedule.scheduler).__name__,
+        "micro_batch_size": trainer.micro_batch_size,
+        "fits": [str(fit) for fit in trainer.fits],
         "scaler": trainer.scaler.state_dict(),
-        "meter": trainer.meter.state_dict(),
-        "generators": rng_state() if is_within_epoch else None,
+        "ranks": trainer.context.gather(own),
         "registered": trainer.registered.state_dict(),
         "algorithms": {each.key: each.state_dict() for each in trainer.dispatch.algorithms},
         "callbacks": {each.key: each.state_dict() for each in trainer.dispatch.callbacks},
@@ -53,8 +55,7 @@ def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> Mapping[str, 
             then.
     """
     state, algorithms = trainer.state, trainer.dispatch.algorithms
-    _check_same("algorithm", saved["algorithms"], [each.key for each in algorithms])
-    trainer.registered.check(saved["registered"])
+    _check(trainer, saved)
     _replay_structure(trainer, saved)
     if trainer.optimizer is not None and trainer.schedule is not None:
         binding.load_optimizer_state(trainer.optimizer, state.model, saved["optimizer"])
@@ -67,40 +68,44 @@ def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> Mapping[str, 
     state.metrics, state.train_metrics = dict(saved["metrics"]), dict(saved["train_metrics"])
     if saved["scaler"]:
         trainer.scaler.load_state_dict(saved["scaler"])
-    trainer.meter.load_state_dict(saved["meter"])
+    trainer.micro_batch_size = saved["micro_batch_size"]
     trainer.registered.load_state_dict(saved["registered"])
     for algorithm in algorithms:
         algorithm.load_state_dict(saved["algorithms"][algorithm.key])
     for callback in trainer.dispatch.callbacks:
         if callback.key in saved["callbacks"]:
             callback.load_state_dict(saved["callbacks"][callback.key])
-    generators: Mapping[str, Any] | None = saved["generators"]
+    if len(saved["ranks"]) != trainer.context.world_size:  # another number of processes
+        return None
+    own = saved["ranks"][trainer.context.rank]
+    trainer.meter.load_state_dict(own["meter"])
+    generators: Mapping[str, Any] | None = own["generators"]
     return generators
 
 
-def hyperparameters(trainer: Trainer) -> dict[str, Any]:
-    """What a logger is told of a training, as plain values."""
-    state, optimizer = trainer.state, trainer.optimizer
-    options = {} if optimizer is None else dict(optimizer.param_groups[0])
-    options["lr"] = options.pop("initial_lr", options.get("lr"))  # before the warm-up
-    return {
-        "max_duration": str(state.max_duration),
-        "precision": state.precision,
-        "seed": state.seed,
-        "device": str(state.device),
-        "model": type(state.model).__name__,
-        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
-        "optimizer": "" if optimizer is None else type(optimizer).__name__,
-        **{
-            f"optimizer/{name}": value
-            for name, value in {
-                **options,
-                "lr": options.get("initial_lr", options.get("lr")),
-            }.items()
-            if isinstance(value, (bool, int, float, str)) and name != "initial_lr"
-        },
-        "algorithms": ", ".join(each.key for each in trainer.dispatch.algorithms),
-    }
+def _check(trainer: Trainer, saved: Mapping[str, Any]) -> None:
+    """What can be known before anything is changed."""
+    own = {"algorithms", "model", "optimizer", "ranks", "registered"}
+    if not own <= saved.keys():
+        has = ", ".join(sorted(map(str, saved))[:6]) or "nothing"
+        raise CheckpointError(
+            f"This is no checkpoint of a Trainer: it holds {has}. Name the trainer's own; what "
+            "KeepBest wrote is read by `load_best`."
+        )
+    _check_same(
+        "algorithm", saved["algorithms"], [each.key for each in trainer.dispatch.algorithms]
+    )
+    schedule = trainer.schedule and type(trainer.schedule.scheduler).__name__
+    for kind, theirs, mine in (
+        ("optimizer", saved["optimizer_class"], type(trainer.optimizer).__name__),
+        ("scheduler", saved["schedule_class"], schedule),
+    ):
+        if theirs != mine:
+            raise CheckpointError(
+                f"The checkpoint is of a training with the {kind} {theirs}, and this one has "
+                f"{mine}. Resume with the same, or load only the weights."
+            )
+    trainer.registered.check(saved["registered"])
 
 
 def _replay_structure(trainer: Trainer, saved: Mapping[str, Any]) -> None:
@@ -130,6 +135,11 @@ def _check_same_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"{name!r} has shape {tuple(saved[name].shape)} in the checkpoint and "
                 f"{tuple(value.shape)} in the model. Resume with the model as it was pruned then."
+            )
+        if isinstance(value, Tensor) and value.dtype != saved[name].dtype:
+            raise CheckpointError(
+                f"{name!r} is of {saved[name].dtype} in the checkpoint and of {value.dtype} in the "
+                "model. Resume with the same."
             )
 
 

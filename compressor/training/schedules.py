@@ -38,4 +38,10 @@ def make_default_schedule(optimizer: Optimizer, fraction: Callable[[], float]) -
         fraction: gives the part of the fit that has passed. Asked anew each time, because a fit may
             be made longer.
     """
-    return Schedule(LambdaLR(optimizer, lambda _: warmup_cosine(fraction())), "iteration")
+    scheduler = LambdaLR(optimizer, lambda _: warmup_cosine(fraction()))
+
+    def refresh() -> None:
+        for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = base * warmup_cosine(fraction())
+
+    return Schedule(scheduler, "iteration", refresh)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -24,8 +25,10 @@ from compressor.interfaces.optimizers import (
 )
 from compressor.seeding import derive_seed, isolated_rng
 from compressor.training import binding
+from compressor.training.algorithm import Callback
 from compressor.training.dispatch import Dispatch
 from compressor.training.events import Event
+from compressor.training.loggers.base import Logger
 from compressor.training.schedules import make_default_schedule
 from compressor.training.state import State
 
@@ -64,16 +67,24 @@ def set_up(
         if not isinstance(given, Optimizer):
             given = make_optimizer(given, state.model, learning_rate)
     binding.check_bound(given, state.model)
+    closure = inspect.signature(type(given).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{type(given).__name__} wants to compute the loss itself, several times a step. Use "
+            "an optimizer without a closure, or write a ManualStep."
+        )
     state.optimizer = given
 
 
-def set_schedule(state: State, schedulers: Schedulers, *, has_metric: bool) -> None:
-    """Put a schedule on the optimizer of `state`.
+def set_schedule(state: State, schedulers: Schedulers, *, is_own: bool, has_metric: bool) -> None:
+    """Put a schedule on the optimizer of `state`; the rate of a user's own stays, if there is none.
 
     Raises:
         ConfigError: if it steps with a metric, and there is none.
     """
     assert state.optimizer is not None
+    if schedulers is None and is_own:
+        schedulers = {"name": "ConstantLR", "factor": 1.0}
     made: Schedule | None = make_scheduler(
         _scheduler_spec(schedulers, state.optimizer), state.optimizer
     )
@@ -85,6 +96,70 @@ def set_schedule(state: State, schedulers: Schedulers, *, has_metric: bool) -> N
         )
 
 
+def check_manual(
+    optimizers: Optimizers,
+    schedulers: Schedulers,
+    micro_batch_size: object,
+    precision: str,
+    compile: object,
+) -> None:
+    """Do nothing if nothing is asked of the trainer that a `ManualStep` does itself.
+
+    Raises:
+        ConfigError: if there is.
+    """
+    asked = {
+        "optimizers": optimizers is not None,
+        "schedulers": schedulers is not None,
+        "micro_batch_size": micro_batch_size is not None,
+        "precision": precision != "fp32",
+        "compile": bool(compile),
+    }
+    for option, is_asked in asked.items():
+        if is_asked:
+            raise ConfigError(
+                f"A ManualStep does all that is to be done with a batch, so {option} would do "
+                "nothing. Leave it out, or give a step that returns the loss."
+            )
+
+
+def find_loggers(
+    callbacks: Sequence[Callback], loggers: Sequence[object], rank: int
+) -> tuple[Logger, ...]:
+    """Those that are told of values: on the first process, wherever they were given.
+
+    Raises:
+        ConfigError: if one of `loggers` is none.
+    """
+    for each in loggers:
+        if not isinstance(each, Logger):
+            raise ConfigError(
+                f"The {type(each).__name__} in loggers is no Logger. Give it in callbacks."
+            )
+    return tuple(each for each in callbacks if isinstance(each, Logger)) if rank == 0 else ()
+
+
+def hyperparameters(state: State) -> dict[str, Any]:
+    """What a logger is told of a training, as plain values."""
+    options = {} if state.optimizer is None else dict(state.optimizer.param_groups[0])
+    options["lr"] = options.pop("initial_lr", options.get("lr"))  # before the warm-up
+    return {
+        "max_duration": str(state.max_duration),
+        "precision": state.precision,
+        "seed": state.seed,
+        "device": str(state.device),
+        "model": type(state.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "optimizer": "" if state.optimizer is None else type(state.optimizer).__name__,
+        **{
+            f"optimizer/{name}": value
+            for name, value in options.items()
+            if isinstance(value, (bool, int, float, str))
+        },
+        "algorithms": ", ".join(each.key for each in state.algorithms),
+    }
+
+
 def torch_device(value: DeviceLike) -> torch.device:
     """The device that a user means: "GPU", "cuda:1", a `Device`, …."""
     if isinstance(value, Device):
@@ -92,6 +167,16 @@ def torch_device(value: DeviceLike) -> torch.device:
     if isinstance(value, str) and value.lower() in ("gpu", "cpu"):
         return Device.of(value).torch_device
     return torch.device(value)
+
+
+def check_device(device: torch.device) -> None:
+    """Do nothing if this machine has `device`.
+
+    Raises:
+        DeviceError: if it is a GPU and torch finds none.
+    """
+    if device.type == "cuda":
+        Device.GPU.check_available()
 
 
 class _OptimizerFunction(NativeOptimizerFactory):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,15 @@ from compressor.errors import ConfigError, LossError, MetricError, SurgeryError,
 from compressor.interfaces.inputs import device_of
 from compressor.interfaces.optimizers import Schedule
 from compressor.structure.describe import diff
+from compressor.structure.surgery import Edit
 from compressor.training import binding
 from compressor.training.clock import Clock, Duration, parse_total
-from compressor.training.events import IN_USE, Event
+from compressor.training.events import SURGERY_ALLOWED, Event
+from compressor.training.loading import epoch_length
 from compressor.training.precision import Precision
 from compressor.training.step import Call, Step, make_step
 
 if TYPE_CHECKING:
-    from compressor.structure.surgery import Edit
     from compressor.training.algorithm import Algorithm
     from compressor.training.loggers.base import Logger
 
@@ -65,7 +66,7 @@ class State:
     model: nn.Module
     max_duration: Duration
     device: torch.device = None  # type: ignore[assignment]
-    train_dataloader: Iterable[Any] = ()
+    train_dataloader: Any = ()
     precision: Precision = "fp32"
     seed: int = 0
     rank: int = 0
@@ -101,6 +102,8 @@ class State:
             self.device = device_of(self.model)
         if self.runner is None:
             self.runner = self.model
+        if self.clock.batches_per_epoch is None:
+            self.clock.batches_per_epoch = epoch_length(self.train_dataloader) or None
 
     @property
     def fraction(self) -> float:
@@ -110,9 +113,8 @@ class State:
     @property
     def is_finished(self) -> bool:
         """Whether there is no further batch to train."""
-        return bool(self.stop_reason) or self.clock.has_reached(
-            self.max_duration, self.max_duration
-        )
+        total = self.max_duration
+        return bool(self.stop_reason) or self.clock.now(total.unit) >= total.value
 
     def stop(self, reason: str) -> None:
         """Let training end after this batch, or at once when it is between epochs."""
@@ -125,8 +127,8 @@ class State:
 
     @property
     def loss(self) -> Tensor:
-        """The total, of shape (). Setting it makes the value the only term, "loss"."""
-        return self.total_loss()
+        """The total, of shape (), a copy. Setting it makes the value the only term, "loss"."""
+        return self.total_loss().clone()  # `state.loss *= 2` would change a term in place
 
     @loss.setter
     def loss(self, value: Tensor | Mapping[str, Tensor]) -> None:
@@ -159,6 +161,9 @@ class State:
             total = term if total is None else total + term
         if total is None:
             raise LossError("The loss has no term. Return a tensor, or a dict of them.")
+        if total.dim():
+            shapes = {name: tuple(value.shape) for name, value in self.losses.items()}
+            raise LossError(f"The loss terms have the shapes {shapes}. Each must be a scalar.")
         return total
 
     def recompute_loss(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
@@ -237,13 +242,19 @@ class State:
 
         Example: `state.edit(lambda model: surgery.keep_channels(model, group, kept))`.
         """
-        if self.event in IN_USE:
+        if self.event not in SURGERY_ALLOWED:
+            assert self.event is not None
             raise SurgeryError(
                 f"The model cannot change its structure at {self.event.name}, when tensors of it "
-                "are in use. Do it at SETUP or BATCH_END."
+                "are in use. Do it at SETUP, BATCH_END or EPOCH_END."
             )
         before = binding.parameter_names(self.model)
         edit = change(self.model)
+        if not isinstance(edit, Edit):
+            raise SurgeryError(
+                f"The change returned a {type(edit).__name__}. Return what surgery returned, by "
+                "which the optimizer follows: return surgery.replace(model, name, new)."
+            )
         if self.optimizer is not None:
             binding.rebind(self.optimizer, before, self.model, edit)
         for algorithm in self.algorithms:

@@ -130,7 +130,8 @@ class FunctionStep:
                 "Call `model(...)` itself in it, not one of its methods."
             )
         recorded = [*(call.outputs for call in state.calls[:-1]), outputs]
-        return loss_terms(self.function(Replay(state.model, recorded), batch))
+        with replaying(state.model, recorded) as model:
+            return loss_terms(self.function(model, batch))
 
     def terms(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """The loss terms of `model` on `batch`, without events."""
@@ -153,45 +154,33 @@ class ManualStep:
         return self.function(batch) or {}
 
 
-class Replay(nn.Module):
-    """Gives recorded outputs in turn; in all else it is the model.
+@contextmanager
+def replaying(model: nn.Module, outputs: Sequence[Any]) -> Iterator[nn.Module]:
+    """Inside the `with`, `model` gives recorded outputs in turn; in all else it is itself.
 
-    Args:
-        model: that gave them.
-        outputs: of its calls, in their order.
+    Raises:
+        LossError: if it is called more often than there are outputs.
     """
+    recorded = iter(outputs)
 
-    def __init__(self, model: nn.Module, outputs: Sequence[Any]) -> None:
-        super().__init__()
-        # Not as a submodule: it would be walked through, moved and put into eval mode twice.
-        object.__setattr__(self, "_replayed", (model, iter(outputs)))
-        self.training = model.training
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        """The next outputs.
-
-        Raises:
-            LossError: if there are no more.
-        """
+    def forward(*_: Any, **__: Any) -> Any:
         try:
-            return next(self._replayed[1])
+            return next(recorded)
         except StopIteration:
             raise LossError(
                 "The loss function called the model more often than before on the same batch. "
                 "Let the number of calls depend on the batch alone."
             ) from None
 
-    def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those of the model."""
-        return self._replayed[0].named_parameters(*args, **options)  # type: ignore[no-any-return]
-
-    def named_buffers(self, *args: Any, **options: Any) -> Iterator[tuple[str, Tensor]]:
-        """Those of the model."""
-        return self._replayed[0].named_buffers(*args, **options)  # type: ignore[no-any-return]
-
-    def __getattr__(self, name: str) -> Any:
-        """An attribute of the model."""
-        return getattr(object.__getattribute__(self, "_replayed")[0], name)
+    own = vars(model)
+    before = own.get("forward")
+    own["forward"] = forward
+    try:
+        yield model
+    finally:
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
 
 
 def make_step(model: nn.Module, function: LossFunction | None, *, is_observed: bool) -> Step:

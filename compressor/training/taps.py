@@ -28,6 +28,7 @@ class Taps:
     def __init__(self, names: Collection[str], *, is_for_training: bool) -> None:
         self._outputs: dict[str, list[Tensor]] = {name: [] for name in names}
         self._is_for_training = is_for_training
+        self._is_armed = True
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -57,6 +58,16 @@ class Taps:
         """Record this one no more; before they are put on."""
         del self._outputs[name]
 
+    def arm(self) -> None:
+        """Begin anew, and record from now on."""
+        self.forget()
+        self._is_armed = True
+
+    def disarm(self) -> None:
+        """Let go of what was recorded, and record nothing until they are armed."""
+        self.forget()
+        self._is_armed = False
+
     def take(self) -> dict[str, list[Tensor]]:
         """What was recorded since the last time, by name."""
         taken = {name: list(outputs) for name, outputs in self._outputs.items()}
@@ -72,7 +83,7 @@ class Taps:
         outputs, is_for_training = self._outputs[name], self._is_for_training
 
         def record(_: nn.Module, __: Any, output: Any) -> None:
-            if torch.is_grad_enabled() or not is_for_training:
+            if self._is_armed and (torch.is_grad_enabled() or not is_for_training):
                 outputs.extend(output_tensors(output)[:1])
 
         return record

@@ -14,35 +14,47 @@ from torch import nn
 from torch.optim import Optimizer
 
 from compressor.distributed import current_context
-from compressor.errors import ConfigError, DataError
+from compressor.errors import ConfigError
 from compressor.interfaces.data import kept_generators, move
 from compressor.interfaces.evaluation import evaluating
 from compressor.interfaces.optimizers import Schedule
 from compressor.logs import get_logger
 from compressor.seeding import derive_seed, isolated_rng
 from compressor.structure.describe import outline
-from compressor.training import resume
+from compressor.training import binding, resume
 from compressor.training.algorithm import Algorithm, Callback
 from compressor.training.checkpoint import LATEST, read_checkpoint, write_checkpoint
-from compressor.training.clock import Clock, Duration, DurationLike, Every, Stopwatch, parse_total
+from compressor.training.clock import Clock, Duration, DurationLike, Every, parse_total
 from compressor.training.dispatch import Dispatch
+from compressor.training.epoch_loop import EpochLoop
 from compressor.training.evaluator import (
     Evaluations,
     Evaluator,
+    check_evaluators,
     make_evaluators,
     run_evaluator,
 )
 from compressor.training.events import Event
 from compressor.training.gradients import Gradients, MicroBatchSize
-from compressor.training.loading import batches_from, epoch_length, prepare_loader
+from compressor.training.loading import epoch_length
 from compressor.training.loggers.base import Logger
 from compressor.training.meter import TrainMeter
-from compressor.training.precision import Precision, check_precision, make_autocast, make_scaler
+from compressor.training.precision import (
+    Precision,
+    check_precision,
+    make_autocast,
+    make_scaler,
+    reset_scaler,
+)
 from compressor.training.registered import Registered
 from compressor.training.setup import (
     DeviceLike,
     Optimizers,
     Schedulers,
+    check_device,
+    check_manual,
+    find_loggers,
+    hyperparameters,
     set_schedule,
     set_up,
     torch_device,
@@ -61,7 +73,7 @@ class Trainer:
     seeds them anew from `seed`, and their states are put back after a fit. With `save_dir`, a
     checkpoint is written at every `save_interval`, from which `resume` goes on as if nothing had
     happened: bit-equal on the CPU, if the loader's workers are not persistent (their generators
-    outlive the epoch).
+    outlive the epoch), and no dataset shuffles through a buffer as it goes.
 
     Args:
         model: is moved to `device`. A `TaskModel` says itself how it is trained and evaluated.
@@ -72,9 +84,11 @@ class Trainer:
         optimizers: a dict with "name", an optimizer of the model's parameters, a factory, or a
             function of the model; None is the default of `make_optimizer`.
         schedulers: a dict with "name", a scheduler of that optimizer, a factory, or a function of
-            the optimizer; None is `schedules.warmup_cosine`.
+            the optimizer. None is `schedules.warmup_cosine`; for an optimizer of your own, a rate
+            that stays.
         max_duration: '10ep', '500ba', '1e6sp', '90m'; an int counts epochs.
-        eval_interval: between evaluations. One always follows the end.
+        eval_interval: between evaluations. One always follows the end, which is the only one
+            if this is 0.
         eval_skip: no evaluation before so much has been trained, but for the one at the end.
         eval_key: the metric that a schedule with interval "eval" is stepped with.
         algorithms: change the training.
@@ -138,9 +152,12 @@ class Trainer:
         check_precision(precision)
         if autoresume and save_dir is None:
             raise ConfigError("autoresume needs a folder of checkpoints. Give save_dir.")
+        if isinstance(step, ManualStep):
+            check_manual(optimizers, schedulers, micro_batch_size, precision, compile)
+        check_device(torch_device(device))
         self.dispatch = Dispatch(algorithms, [*callbacks, *loggers])
-        self.train_dataloader = train_dataloader
         self.evaluations = Evaluations(make_evaluators(eval_dataloader), eval_interval, eval_skip)
+        check_evaluators(self.evaluations.all, model)
         self.registered = Registered()
         self.context = current_context()
         self.state = state = State(
@@ -153,29 +170,28 @@ class Trainer:
             self.context.rank,
             Clock(batches_per_epoch=epoch_length(train_dataloader)),
             algorithms=self.dispatch.algorithms,
-            loggers=tuple(loggers) if self.context.rank == 0 else (),
+            loggers=find_loggers(self.dispatch.callbacks, loggers, self.context.rank),
         )
-        self._fire = partial(self.dispatch.fire, state=state)
+        self._fire = self.dispatch.bind(state)
         self.meter = TrainMeter(model, log_interval)
         self._eval_key = eval_key
         self._save_every = Every(save_interval)
         self._save_dir = None if save_dir is None else Path(save_dir)
         self._autoresume = autoresume
         self._changes_at_the_end = self.dispatch.changes_at(Event.FIT_END)
-        self._interrupted: Mapping[str, Any] | None = None  # the generators within an epoch
         self._is_fitting = False
-        self._looks_within_epochs = not all(
-            every.is_by_epoch
-            for every in (*self.evaluations.intervals, self._save_every, self.meter.every)
-        )
-        self._stopwatch = Stopwatch(state.clock)
+        if not all(each.is_by_epoch for each in self.evaluations.intervals):
+            self.meter.check_own_metrics()
+        self._fits: list[Duration] = []  # where each call of `fit` was to end
+        self._known_fits: list[Duration] = []  # the same, of the run that is resumed
         self.scaler = make_scaler(precision, state.device)
-        self._is_scaled = self.scaler.is_enabled()
-        self._manual = step if isinstance(step, ManualStep) else None
-        if not isinstance(step, ManualStep):
+        work: Gradients | ManualStep
+        if isinstance(step, ManualStep):
+            work = step
+        else:
             is_heard = self.dispatch.is_heard(Event.AFTER_FORWARD, Event.AFTER_LOSS)
             state.step = make_step(model, step, is_observed=is_heard)
-            self._gradients = Gradients(
+            work = Gradients(
                 state.step,
                 self._fire,
                 make_autocast(precision, state.device),
@@ -184,11 +200,15 @@ class Trainer:
                 micro_batch_size,
                 recomputes=any(each.recomputes for each in self.dispatch.algorithms),
             )
-            state.recompute = partial(self._gradients.recompute, state)
-        set_up(state, self.dispatch, optimizers, None if self._manual else learning_rate)
-        if self._manual is None:
+            state.recompute = partial(work.recompute, state)
+        self._work = work
+        self.loop = EpochLoop(state, self.dispatch, self.meter, self.context, self.scaler, work)
+        is_manual = isinstance(work, ManualStep)
+        set_up(state, self.dispatch, optimizers, None if is_manual else learning_rate)
+        if not is_manual:
             has_metric = bool(self.evaluations.all) and eval_key is not None
-            set_schedule(state, schedulers, has_metric=has_metric)
+            is_own = isinstance(optimizers, (Optimizer, list, tuple))
+            set_schedule(state, schedulers, is_own=is_own, has_metric=has_metric)
             if save_dir is not None:
                 state.skeleton = outline(model)
         if compile:
@@ -201,6 +221,11 @@ class Trainer:
         return self.state.model
 
     @property
+    def train_dataloader(self) -> Any:
+        """What is trained on."""
+        return self.state.train_dataloader
+
+    @property
     def optimizer(self) -> Optimizer | None:
         """Of the model; None with a `ManualStep`."""
         return self.state.optimizer
@@ -209,6 +234,21 @@ class Trainer:
     def schedule(self) -> Schedule | None:
         """Of the learning rate; None with a `ManualStep`."""
         return self.state.schedule
+
+    @property
+    def fits(self) -> tuple[Duration, ...]:
+        """Where each call of `fit` was to end, for a program that may be run again."""
+        return tuple(self._fits)
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Samples of a micro-batch at present; None: all of a batch."""
+        return self._work.micro_batch_size if isinstance(self._work, Gradients) else None
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, size: int | None) -> None:
+        if isinstance(self._work, Gradients):
+            self._work.micro_batch_size = size
 
     def register(self, name: str, value: Any) -> None:
         """Save `value` with the checkpoints, and restore it: a model, a tensor, a plain value.
@@ -221,8 +261,10 @@ class Trainer:
     def fit(self, duration: DurationLike | None = None) -> None:
         """Train up to `max_duration`, or `duration` more, which then is the new `max_duration`.
 
-        A fit that was stopped early, or is complete, ends at once unless `duration` is given. All
-        that listens is closed at the end, also when an error or Ctrl-C is the end.
+        A fit that was stopped early, or is complete, ends at once unless `duration` is given. With
+        `autoresume` a program that was killed can be run again as it is: its calls of `fit` end
+        where they were to end then. All that listens is closed at the end, also when an error or
+        Ctrl-C is the end; the next fit goes on in the middle of the epoch.
 
         Raises:
             DivergedError: the loss became infinite or NaN.
@@ -231,35 +273,35 @@ class Trainer:
         """
         state = self.state
         if self._autoresume and not state.clock.batch:
-            self.resume()
-        if duration is not None:
-            self._extend(parse_total(duration))
-        if state.is_finished:
+            self._resume_program()
+        if not self._set_end(duration) or state.is_finished:
             return
+        binding.check_complete(state.optimizer, state.model)
         with ExitStack() as stack:
             stack.enter_context(kept_generators(self.train_dataloader))
             stack.callback(state.forget_batch)
+            stack.callback(reset_scaler, self.scaler)
             for listener in self.dispatch.listeners:
                 stack.callback(listener.close)
             stack.enter_context(isolated_rng(derive_seed(state.seed, "fit")))
             stack.enter_context(in_training_mode(state.model))
             self.registered.to(state.device)
-            for every in (*self.evaluations.intervals, self._save_every, self.meter.every):
-                every.begin(state.clock)
-            self._stopwatch.start()
+            self.loop.start()
             stack.callback(setattr, self, "_is_fitting", False)
             self._is_fitting = True
             self._agree()
             self._tell_loggers()
             self._fire(Event.FIT_START)
-            while not state.is_finished:
-                self._train_epoch()
-                if not state.is_finished:
+            looks_within_epochs = not all(every.is_by_epoch for every in self._intervals)
+            while not self.loop.is_finished():
+                self.loop.run_epoch(self._look_around if looks_within_epochs else None)
+                if not self.loop.is_finished():
                     self._look_around()
             self._fire(Event.FIT_END)
             if not self.evaluations.is_up_to_date(state.clock) or self._changes_at_the_end:
                 self._evaluate(self.evaluations.all)
             self._save()
+            self._begin_intervals()  # what was due with the end is done
 
     def eval(self) -> dict[str, float]:
         """Run all evaluators on the model as it is; the metrics are also `state.metrics`.
@@ -269,7 +311,11 @@ class Trainer:
         """
         if not self.evaluations.all:
             raise ConfigError("This trainer has nothing to evaluate on. Give eval_dataloader.")
-        self._evaluate(self.evaluations.all)
+        try:
+            self._evaluate(self.evaluations.all)
+        finally:
+            if not self._is_fitting:
+                self.state.forget_batch()
         return self.state.metrics
 
     def predict(self, dataloader: Iterable[Any]) -> list[Any]:
@@ -287,9 +333,13 @@ class Trainer:
         state = self.state
         task.to(state.device)
         cpu = torch.device("cpu")
-        with evaluating(task), torch.no_grad(), isolated_rng(derive_seed(state.seed, "predict")):
+        with ExitStack() as stack:
+            stack.enter_context(kept_generators(dataloader))
+            stack.enter_context(isolated_rng(derive_seed(state.seed, "predict")))
+            stack.enter_context(evaluating(task))
+            stack.enter_context(torch.no_grad())
             batches = (move(batch, state.device) for batch in dataloader)
-            return [move(task.eval_forward(batch), cpu) for batch in batches]
+            return [move(task.eval_forward(batch, None), cpu) for batch in batches]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a trainer made alike needs to go on from here."""
@@ -302,7 +352,9 @@ class Trainer:
             CheckpointError: if it is of another model, optimizer or list of algorithms; nothing is
                 loaded then.
         """
-        self._interrupted = resume.load_state_dict(self, saved)
+        self.loop.interrupted = resume.load_state_dict(self, saved)
+        self._fits, self._known_fits = [], []
+        self._begin_intervals()
 
     def resume(self, path: str | Path | None = None) -> bool:
         """Load the checkpoint at `path`, or that of `save_dir`; say whether there was one.
@@ -314,81 +366,32 @@ class Trainer:
             path = self._save_dir and self._save_dir / LATEST
             if not path or not path.exists():
                 return False
-        self.load_state_dict(read_checkpoint(Path(path)))
-        clock = self.state.clock
-        logger.info("going on after epoch %d, batch %d of %s", clock.epoch, clock.batch, path)
+        path = Path(path)
+        self._load(path / LATEST if path.is_dir() else path)
         return True
 
-    def _train_epoch(self) -> None:
-        state, fire, clock = self.state, self._fire, self.state.clock
-        generators, self._interrupted = self._interrupted, None
-        prepare_loader(self.train_dataloader, state.seed, clock.epoch)
-        if generators is None:
-            clock.batch_in_epoch = 0  # an interrupted fit may have left some
-            self.meter.begin_epoch()
-            with isolated_rng(self._seed("epoch start")):
-                fire(Event.EPOCH_START)
-        with isolated_rng(self._seed("epoch")):
-            for batch in batches_from(self.train_dataloader, clock, generators):
-                state.batch = move(batch, state.device, non_blocking=True)
-                fire(Event.BATCH_START)
-                self._train_batch()
-                fire(Event.BATCH_END)
-                if self._looks_within_epochs:
-                    self.meter.log_if_due(state)
-                if state.is_finished:
-                    break
-                if self._looks_within_epochs:
-                    self._look_around()
-            if not clock.batch_in_epoch:
-                raise DataError(
-                    f"The training loader gave no batch in epoch {clock.epoch + 1}. If one pass "
-                    "uses it up, wrap it in a class whose __iter__ starts anew."
-                )
-            state.train_metrics = self.meter.end_epoch(clock, self.context)
-            clock.end_epoch()
-            fire(Event.EPOCH_END)
-        self.meter.log_epoch_if_due(state)
-        if self.schedule is not None and self.schedule.interval == "epoch":
-            self.schedule.step()
+    def _resume_program(self) -> None:
+        """Load the checkpoint of this program when it ran before, if there is one."""
+        assert self._save_dir is not None
+        path = self._save_dir / LATEST
+        if path.exists():
+            fits = self._load(path)["fits"]
+            self._known_fits = [Duration.parse(fit) for fit in fits]
 
-    def _train_batch(self) -> None:
-        state, fire = self.state, self._fire
-        if self._manual is not None:
-            state.values.update(self._manual(state.batch))
-            self._advance(self._manual.sample_count(state.batch))
-            return
-        assert self.optimizer is not None
-        assert self.schedule is not None
-        self.optimizer.zero_grad(set_to_none=True)
-        samples = self._gradients.compute(state, self.meter)
-        self.meter.check(state.clock)
-        if self._is_scaled:
-            self.scaler.unscale_(self.optimizer)
-        fire(Event.BEFORE_STEP)
-        state.step_skipped = self._step_optimizer(self.optimizer)
-        fire(Event.AFTER_STEP)
-        self._advance(samples)
-        if self.schedule.interval == "iteration" and not state.step_skipped:
-            self.schedule.step()
-
-    def _advance(self, samples: int) -> None:
-        self.state.clock.advance(samples * self.context.world_size)
-        self._stopwatch.note()
-
-    def _step_optimizer(self, optimizer: Optimizer) -> bool:
-        """Step, and say whether the step was skipped."""
-        if not self._is_scaled:
-            optimizer.step()
-            return False
-        scale = self.scaler.get_scale()
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        return bool(self.scaler.get_scale() < scale)
+    def _load(self, path: Path) -> Mapping[str, Any]:
+        saved = read_checkpoint(path)
+        self.load_state_dict(saved)
+        clock = self.state.clock
+        logger.info("going on after epoch %d, batch %d of %s", clock.epoch, clock.batch, path)
+        return saved
 
     def _look_around(self) -> None:
         """Evaluate and save, where it is time."""
-        self._evaluate(self.evaluations.due(self.state))
+        try:
+            self._evaluate(self.evaluations.due(self.state))
+        except Exception:
+            self._save()  # what was trained is not lost
+            raise
         if self._save_every.is_due(self.state.clock):
             self._save()
 
@@ -400,41 +403,68 @@ class Trainer:
         for evaluator in evaluators:
             with isolated_rng(derive_seed(state.seed, "evaluate", state.clock.batch)):
                 state.evaluator = evaluator.label
-                self._fire(Event.EVAL_START)
-                metrics = run_evaluator(evaluator, state, state.step)
+                try:
+                    self._fire(Event.EVAL_START)
+                    metrics = run_evaluator(evaluator, state, state.step)
+                except BaseException:
+                    self.dispatch.leave(Event.EVAL_END, state)
+                    raise
+                metrics = self.context.mean(metrics)
                 state.take_metrics(metrics)
                 self._fire(Event.EVAL_END)
                 state.log(metrics)
+            if self._is_fitting and self._eval_key in state.evaluated:
+                self._step_with_metric()
         self.evaluations.note(evaluators, state.clock)
-        schedule, key = self.schedule, self._eval_key
-        if self._is_fitting and schedule is not None and schedule.interval == "eval":
-            assert key is not None
-            schedule.step(state.metric(key))
+        if self._eval_key is not None and self.evaluations.is_up_to_date(state.clock):
+            state.metric(self._eval_key)  # raises, if none gives it
+
+    def _step_with_metric(self) -> None:
+        schedule = self.schedule
+        if schedule is not None and schedule.interval == "eval" and self._eval_key is not None:
+            schedule.step(self.state.metric(self._eval_key))
 
     def _save(self) -> None:
         if self._save_dir is not None:
             self._fire(Event.CHECKPOINT)
+            content = self.state_dict()
             if self.context.rank == 0:
-                write_checkpoint(self._save_dir / LATEST, self.state_dict())
+                write_checkpoint(self._save_dir / LATEST, content)
 
-    def _extend(self, duration: Duration) -> None:
-        state = self.state
-        state.max_duration = replace(
-            duration, value=state.clock.now(duration.unit) + duration.value
-        )
-        state.stop_reason = ""
+    @property
+    def _intervals(self) -> tuple[Every, ...]:
+        return (*self.evaluations.intervals, self._save_every, self.meter.every)
+
+    def _begin_intervals(self) -> None:
+        for every in self._intervals:
+            every.begin(self.state.clock)
+
+    def _set_end(self, duration: DurationLike | None) -> bool:
+        """Set where this call of `fit` ends; False if it was complete when the program ran before.
+
+        A call that had begun then ends where it was to end.
+        """
+        state, number, before = self.state, len(self._fits), self.state.max_duration
+        if duration is not None:
+            more = parse_total(duration)
+            if number < len(self._known_fits):
+                state.max_duration = self._known_fits[number]
+            else:
+                state.max_duration = replace(more, value=state.clock.now(more.unit) + more.value)
+                state.stop_reason = ""
+        if self._autoresume:
+            self._fits.append(state.max_duration)
+        schedule = self.schedule
+        if schedule is not None and schedule.refresh is not None and state.max_duration != before:
+            schedule.refresh()  # of a longer whole, less has passed
+        return number >= len(self._known_fits) - 1
 
     def _agree(self) -> None:
         """All processes begin with the parameters of rank 0."""
         model = self.state.model
         self.context.broadcast([*model.parameters(), *model.buffers()])
 
-    def _seed(self, *parts: Any) -> int:
-        """Of a stream of this epoch; rank 0 draws what a single process would."""
-        rank = [self.state.rank] if self.state.rank else []
-        return derive_seed(self.state.seed, *parts, self.state.clock.epoch, *rank)
-
     def _tell_loggers(self) -> None:
         if not self.state.clock.batch:
             for each in self.state.loggers:
-                each.log_hyperparameters(resume.hyperparameters(self))
+                each.log_hyperparameters(hyperparameters(self.state))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from compressor.errors import ConfigError
 from compressor.training import Algorithm, Callback, Duration, Event, State, Window
 from compressor.training.algorithms import GradientClipping
 from compressor.training.dispatch import Dispatch
+from tests.training.helpers import make_trainer
 
 
 class Noting(Algorithm):
@@ -97,3 +100,70 @@ def test_a_misspelt_key_in_the_order_names_the_nearest() -> None:
     clipping.after = ("GradualSparsty",)
     with pytest.raises(ConfigError, match=r"'GradualSparsty'.*Did you mean 'GradualSparsity'"):
         Dispatch([clipping], [])
+
+
+def test_who_has_entered_a_pair_leaves_it_when_the_window_has_closed() -> None:
+    for window, expected in ((("0dur", "0.5dur"), 4), (("0.5dur", "1dur"), 4)):
+        seen: list[Event] = []
+
+        class Pair(Algorithm):
+            events = frozenset({Event.BATCH_START, Event.BATCH_END})
+            pairs = (("batch_start", Event.BATCH_END),)  # type: ignore[assignment]
+
+            def on(self, event: Event, state: State, seen: list[Event] = seen) -> None:
+                seen.append(event)
+
+        pair = Pair()
+        pair.window = Window.parse(*window)
+        make_trainer(algorithms=[pair]).fit()
+        assert seen == expected * [Event.BATCH_START, Event.BATCH_END]
+
+
+def test_a_pair_that_is_not_listened_to_is_refused() -> None:
+    class Pair(Algorithm):
+        events = frozenset({Event.EVAL_START})
+        pairs = ((Event.EVAL_START, Event.EVAL_END),)
+
+        def on(self, event: Event, state: State) -> None:
+            pass
+
+    with pytest.raises(ConfigError, match="does not listen to both"):
+        Dispatch([Pair()], [])
+
+
+class Old(Callback):
+    def batch_end(self, state: State) -> None:
+        pass
+
+
+class Matching(Algorithm):
+    def match(self, event: Event, state: State) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "callbacks", "message"),
+    [
+        (GradientClipping(), [], r"algorithms=GradientClipping\(\.\.\.\) is no list"),
+        ([GradientClipping], [], "is a class. Give an instance"),
+        ([Watching([])], [], "Watching in algorithms is no Algorithm"),
+        ([], [GradientClipping()], "GradientClipping in callbacks is no Callback"),
+        ([], [Old()], "Old listens to nothing.*in place of the method batch_end"),
+        ([Matching()], [], "Matching listens to nothing"),
+    ],
+)
+def test_what_could_never_be_called_is_refused(
+    algorithms: Any, callbacks: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Dispatch(algorithms, callbacks)
+
+
+def test_an_order_names_keys_and_classes_and_what_they_derive_from() -> None:
+    class Mine(GradientClipping):
+        pass
+
+    renamed, first = Mine(), Noting("first", [])
+    renamed.key = "clip"
+    first.after = ("GradientClipping",)
+    assert Dispatch([first, renamed], []).algorithms == (renamed, first)

@@ -6,9 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from compressor.errors import ConfigError, DataError, MetricError
-from compressor.training import Callback, Evaluator, Event, State, TaskModel, Trainer
+from compressor.training import (
+    Callback,
+    Evaluator,
+    Event,
+    ManualStep,
+    State,
+    TaskModel,
+    Trainer,
+)
 from tests.training.helpers import (
     cross_entropy,
     make_dataset,
@@ -141,7 +151,7 @@ def test_without_metrics_the_mean_loss_is_the_judgement() -> None:
 def test_a_metric_name_that_matches_none_names_the_nearest() -> None:
     evaluator = Evaluator(make_loader(), metric_names=("rihgt",))
     with pytest.raises(MetricError, match=r"'rihgt'.*Did you mean 'right'"):
-        make_task_trainer(eval_dataloader=evaluator).eval()
+        make_task_trainer(eval_dataloader=evaluator)
 
 
 def test_metric_names_are_regular_expressions() -> None:
@@ -180,3 +190,99 @@ def test_predictions_are_those_of_the_task_in_eval_mode() -> None:
 def test_a_net_without_a_task_cannot_predict() -> None:
     with pytest.raises(ConfigError, match="ClassifierTask"):
         make_trainer().predict(make_loader())
+
+
+class Shared(Judged):
+    """The same metric for training and evaluation."""
+
+    def get_metrics(self, is_train: bool = False) -> Any:
+        return {"right": self.right}
+
+
+def test_a_metric_of_training_that_an_evaluation_would_empty_is_refused() -> None:
+    options = {"train_dataloader": make_loader(), "eval_dataloader": make_loader()}
+    Trainer(Shared(), **options)  # between epochs nothing is lost
+    with pytest.raises(MetricError, match="the same object 'right'"):
+        Trainer(Shared(), eval_interval="2ba", **options)
+
+
+class Collected(Judged):
+    """Two metrics in a collection of torchmetrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        accuracy = {
+            "micro": MulticlassAccuracy(num_classes=2, average="micro"),
+            "macro": MulticlassAccuracy(num_classes=2, average="macro"),
+        }
+        self.collection = MetricCollection(accuracy)
+
+    def get_metrics(self, is_train: bool = False) -> Any:
+        return {} if is_train else self.collection
+
+    def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None:
+        metric.update(outputs, batch[1])
+
+
+def test_members_of_a_collection_can_be_named() -> None:
+    evaluator = Evaluator(make_loader(), metric_names=("micro",))
+    trainer = Trainer(Collected(), train_dataloader=make_loader(), eval_dataloader=evaluator)
+    assert trainer.eval() == {"micro": pytest.approx(right_by_hand(trainer.model.model))}
+
+
+@pytest.mark.parametrize("given", [[0, 1], [0], [1, 0]])
+def test_loaders_and_evaluators_may_be_mixed(given: list[int]) -> None:
+    kinds = [make_loader(), Evaluator(make_loader(), "b")]
+    trainer = make_task_trainer(eval_dataloader=[kinds[number] for number in given])
+    names = {0: {"right", "label"}, 1: {"b/right", "b/label"}}
+    assert trainer.eval().keys() == set().union(*(names[number] for number in given))
+
+
+def test_an_interval_of_0_evaluates_only_at_the_end() -> None:
+    seen: list[int] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        seen.append(trainer.state.clock.batch)
+        return {"a": 1.0}
+
+    trainer = make_trainer(eval_dataloader=Evaluator(function=evaluate), eval_interval="0ep")
+    trainer.fit()
+    assert seen == [8]
+
+
+def test_a_schedule_steps_only_with_the_evaluator_that_gives_its_metric() -> None:
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return {"loss": 1.0}
+
+    plateau = {"name": "ReduceLROnPlateau", "patience": 0, "factor": 0.5}
+    trainer = make_trainer(
+        eval_dataloader=[
+            Evaluator(label="often", function=evaluate, interval="1ba"),
+            Evaluator(label="rare", function=evaluate, interval="2ep"),
+        ],
+        eval_key="rare/loss",
+        schedulers=plateau,
+        max_duration="6ep",
+    )
+    trainer.fit()
+    assert trainer.optimizer is not None
+    # Evaluated after 2, 4 and 6 epochs: the first is the best, the others do not improve.
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**2)
+
+
+def test_a_stop_in_an_evaluation_within_an_epoch_ends_the_fit_at_once() -> None:
+    class Stop(Callback):
+        events = frozenset({Event.EVAL_END})
+
+        def on(self, event: Event, state: State) -> None:
+            state.stop("enough")
+
+    trainer = make_trainer(eval_dataloader=make_loader(), eval_interval="2ba", callbacks=[Stop()])
+    trainer.fit()
+    assert trainer.state.clock.batch == 2
+
+
+def test_a_manual_step_has_nothing_to_be_judged_by() -> None:
+    trainer = Trainer(make_model(), ManualStep(lambda batch: {}), eval_dataloader=make_loader())
+    with pytest.raises(ConfigError, match="a function of the model"):
+        trainer.eval()

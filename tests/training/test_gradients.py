@@ -90,7 +90,7 @@ def test_auto_halves_until_a_batch_fits_and_repeats_it(fits: int, found: int | N
     model = Hungry(fits, dropout=0.5)
     trainer = make_trainer(model, micro_batch_size="auto")
     trainer.fit()
-    assert trainer._gradients.micro_batch_size == found
+    assert trainer.micro_batch_size == found
     calm = Hungry(fits, dropout=0.5)
     calm.fits = 8
     plain = make_trainer(calm, micro_batch_size=found)

@@ -8,15 +8,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, StepLR
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from compressor.errors import ConfigError, DataError, LossError, SurgeryError
 from compressor.interfaces.optimizers import NativeSchedulerFactory, SchedulerConfig
-from compressor.training import Algorithm, Callback, DivergedError, Event, State
+from compressor.structure import surgery
+from compressor.training import (
+    Algorithm,
+    Callback,
+    DivergedError,
+    Duration,
+    Event,
+    ManualStep,
+    State,
+    Trainer,
+)
+from compressor.training.algorithms import LabelSmoothing
+from compressor.training.callbacks import History
+from compressor.training.loggers import InMemoryLogger
 from compressor.training.schedules import warmup_cosine
 from tests.training.helpers import (
     accuracy,
     are_equal,
     cross_entropy,
+    make_dataset,
     make_loader,
     make_model,
     make_trainer,
@@ -428,3 +443,123 @@ def test_gradients_are_unscaled_before_they_are_shown() -> None:
 def test_an_unknown_precision_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'bf61'\. Did you mean 'bf16'"):
         make_trainer(precision="bf61")
+
+
+def test_a_loss_that_is_asked_for_again_sees_the_model_itself() -> None:
+    def step(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        decay = sum(layer.weight.square().sum() for layer in layers)
+        return {**cross_entropy(model, batch), "decay": decay + model[4].bias.sum()}
+
+    plain, smoothed = make_trainer(step=step), make_trainer(step=step)
+    smoothed = make_trainer(step=step, algorithms=[LabelSmoothing(0.0)])
+    for trainer in (plain, smoothed):
+        trainer.fit("1ba")
+    assert smoothed.state.train_metrics["train/decay"] == pytest.approx(
+        plain.state.train_metrics["train/decay"]
+    )
+    assert "forward" not in vars(smoothed.model)
+
+
+def test_a_batch_sampler_is_told_the_epoch() -> None:
+    sampler: Any = DistributedSampler(make_dataset(), num_replicas=1, rank=0)
+    batch_sampler = BatchSampler(sampler, 8, drop_last=False)
+    loader: Any = DataLoader(make_dataset(), batch_sampler=batch_sampler)
+    seen: list[float] = []
+    note = Acting(Event.BATCH_START, lambda state: seen.append(state.batch[0].sum().item()))
+    make_trainer(train_dataloader=loader, algorithms=[note]).fit()
+    assert seen[:4] != seen[4:]
+
+
+def test_a_term_that_is_added_and_no_scalar_names_itself() -> None:
+    add = Acting(Event.AFTER_LOSS, lambda s: s.add_loss("pen", torch.ones(4), weight=0.1))
+    with pytest.raises(LossError, match=r"'pen': \(4,\).*Each must be a scalar"):
+        make_trainer(algorithms=[add]).fit()
+
+
+def test_an_optimizer_that_wants_a_closure_is_refused() -> None:
+    with pytest.raises(ConfigError, match="LBFGS wants to compute the loss itself"):
+        make_trainer(optimizers={"name": "LBFGS"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizers": {"name": "SGD"}},
+        {"schedulers": {"name": "StepLR"}},
+        {"micro_batch_size": 4},
+        {"precision": "bf16"},
+        {"compile": True},
+    ],
+    ids=str,
+)
+def test_what_a_manual_step_does_itself_is_refused(options: Any) -> None:
+    with pytest.raises(ConfigError, match=f"so {next(iter(options))} would do nothing"):
+        Trainer(make_model(), ManualStep(lambda batch: {}), **options)
+
+
+def test_a_parameter_exchanged_behind_the_optimizer_is_noticed_at_the_next_fit() -> None:
+    trainer = make_trainer()
+    trainer.fit()
+    trainer.model[4] = nn.Linear(8, 2)  # type: ignore[operator]
+    with pytest.raises(SurgeryError, match="exchanged since the trainer was made"):
+        trainer.fit("1ep")
+
+
+@pytest.mark.parametrize("event", [Event.EVAL_END, Event.CHECKPOINT, Event.AFTER_LOSS])
+def test_an_edit_at_the_wrong_moment_is_refused(event: Event, tmp_path: Any) -> None:
+    def edit(state: State) -> None:
+        state.edit(lambda model: surgery.replace(model, "2", nn.GELU()))
+
+    trainer = make_trainer(algorithms=[Acting(event, edit)], evaluate=accuracy, save_dir=tmp_path)
+    with pytest.raises(SurgeryError, match=f"at {event.name}"):
+        trainer.fit()
+
+
+def test_an_edit_that_returns_nothing_says_what_to_return() -> None:
+    with pytest.raises(SurgeryError, match="Return what surgery returned"):
+        make_trainer().state.edit(lambda model: None)  # type: ignore[arg-type,return-value]
+
+
+def test_an_optimizer_of_your_own_keeps_its_rate() -> None:
+    model = make_model()
+    trainer = make_trainer(model, optimizers=torch.optim.SGD(model.parameters(), lr=0.1))
+    rates: list[float] = []
+    trainer.state.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    trainer.fit()
+    assert rates == 8 * [0.1]
+
+
+def test_the_first_batch_of_a_further_fit_is_not_wasted() -> None:
+    rates: list[float] = []
+    note = Acting(
+        Event.BATCH_START, lambda state: rates.append(state.optimizer.param_groups[0]["lr"])
+    )
+    trainer = make_trainer(algorithms=[note])
+    trainer.fit()
+    trainer.fit("2ep")
+    assert rates[8] == pytest.approx(0.1 * warmup_cosine(0.5))
+
+
+def test_a_logger_among_the_callbacks_is_told_too() -> None:
+    logger = InMemoryLogger()
+    make_trainer(callbacks=[logger]).fit()
+    assert logger.get("train/loss")[0] == [4, 8]
+    with pytest.raises(ConfigError, match="History in loggers is no Logger"):
+        make_trainer(loggers=[History()])
+
+
+def test_a_loop_of_your_own_knows_how_far_it_is() -> None:
+    state = State(make_model(), Duration(2, "ep"), train_dataloader=make_loader())  # type: ignore
+    fractions = []
+    for _ in range(2):
+        for batch in make_loader():
+            state.clock.advance(len(batch[1]))
+            fractions.append(state.fraction)
+        state.clock.end_epoch()
+    assert fractions == [n / 8 for n in range(1, 9)]
+    assert state.is_finished
+    with pytest.raises(ConfigError, match="no unit 'epoch'"):
+        Duration(2, "epoch")  # type: ignore[arg-type]

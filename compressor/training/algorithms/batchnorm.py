@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -100,8 +101,19 @@ def reestimate_in_training(
         reestimate_batchnorm(state.model, batches, run_there, count)
 
 
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """An algorithm with weights that are put into the model later: an average of them."""
+
+    def reestimate_own(self, state: State, reestimate: Callable[[], None]) -> None:
+        """Give its weights statistics of their own: `reestimate` with them in the model."""
+
+
 class BatchNormReestimation(Algorithm):
     """Re-estimates batch norms when a fit begins, and before a model that was edited is used again.
+
+    An average of the weights (`EMA`, `SWA`) is another network: its statistics are re-estimated as
+    well, with its weights in the model.
 
     Args:
         batches: can be iterated again and again; None is the training loader.
@@ -112,6 +124,7 @@ class BatchNormReestimation(Algorithm):
     events = frozenset(
         {Event.FIT_START, Event.BATCH_START, Event.EVAL_START, Event.CHECKPOINT, Event.FIT_END}
     )
+    before = ("WeightAverage",)  # the statistics are of what is trained, not of what was put in
     card = Card(
         summary="Sets the running statistics of batch norms to their mean over some batches.",
         source="Ioffe and Szegedy (2015), Batch normalization, algorithm 2; Li et al. (2020), "
@@ -119,7 +132,8 @@ class BatchNormReestimation(Algorithm):
         functional="reestimate_batchnorm",
         use_when="The network was pruned, factorised or averaged: its old statistics do not fit.",
         avoid_when="Batches are very small, or the network has no batch norms.",
-        cost="So many forward passes in fp32 when a fit begins and after every edit.",
+        cost="So many forward passes in fp32 when a fit begins and after every edit; twice as many "
+        "beside an average of the weights.",
     )
 
     def __init__(
@@ -137,7 +151,11 @@ class BatchNormReestimation(Algorithm):
         """Re-estimate, if the statistics are of another model."""
         is_new = event is Event.FIT_START and not state.clock.batch
         if is_new or self._is_stale:
-            reestimate_in_training(state, self.count, self.batches, self.call)
+            reestimate = partial(reestimate_in_training, state, self.count, self.batches, self.call)
+            reestimate()
+            for other in state.algorithms:
+                if isinstance(other, HoldsWeights):
+                    other.reestimate_own(state, reestimate)
             self._is_stale = False
 
     def rebind(self, edit: Edit, state: State) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from compressor.training.algorithms.mixing import (
     draw_mixing,
     draw_permutation,
 )
-from compressor.training.algorithms.soft_targets import soft_targets
+from compressor.training.algorithms.soft_targets import IGNORED, soft_targets
 from compressor.training.card import Card
 from compressor.training.events import Event
 from compressor.training.state import State
@@ -36,11 +37,13 @@ def cutmix_batch(
 ) -> tuple[Tensor, Tensor, float, Box]:
     """Put a rectangle of another image into each, the same one for the whole batch.
 
-    The loss is `(1 - mixing) * loss(outputs, targets) + mixing * loss(outputs, permuted)`.
+    The loss is `(1 - mixing) * loss(outputs, targets) + mixing * loss(outputs, permuted)`. Maps of
+    the images' size get the rectangle themselves; for them `mixing` is 1, so the loss is that of
+    the new maps.
 
     Args:
         inputs: (N, ..., H, W); not changed.
-        targets: (N, ...), of any dtype.
+        targets: (N,) or (N, K), or maps (N, ..., H, W); of any dtype.
         alpha: of Beta(alpha, alpha), from which the share is drawn; 0 mixes nothing.
         mixing: wanted share of the area, 0 to 1; None draws one. What the border cuts off is not
             made up for.
@@ -50,11 +53,11 @@ def cutmix_batch(
 
     Returns:
         Mixed inputs, permuted targets (N, ...), the share of the area that the box really has, and
-        the box.
+        the box; for maps the mixed maps, and 1 for the share.
 
     Raises:
         ConfigError: `alpha`, `mixing` or `box` out of range.
-        DataError: if inputs and targets cannot be mixed.
+        DataError: if inputs and targets cannot be mixed, as maps of another size.
 
     >>> inputs, targets = torch.stack([torch.zeros(2, 2), torch.ones(2, 2)]), torch.tensor([0, 1])
     >>> order = torch.tensor([1, 0])
@@ -79,11 +82,36 @@ def cutmix_batch(
         )
     if indices is None:
         indices = draw_permutation(len(inputs), generator)
-    other = inputs[..., top:bottom, left:right]
-    mixed = inputs.clone()
-    mixed[..., top:bottom, left:right] = other[indices.to(inputs.device)]
+    mixed = paste_box(inputs, indices, box)
+    if are_maps(inputs, targets):
+        return mixed, paste_box(targets, indices, box), 1.0, box
     area = (right - left) * (bottom - top) / (height * width)
     return mixed, targets[indices.to(targets.device)], area, box
+
+
+def paste_box(images: Tensor, indices: Tensor, box: Box) -> Tensor:
+    """`images` (N, ..., H, W), a copy, with what is in `box` taken from those at `indices`."""
+    left, top, right, bottom = box
+    mixed = images.clone()
+    other = images[..., top:bottom, left:right]
+    mixed[..., top:bottom, left:right] = other[indices.to(images.device)]
+    return mixed
+
+
+def are_maps(inputs: Tensor, targets: Tensor) -> bool:
+    """Whether `targets` belong to the pixels of `inputs`.
+
+    Raises:
+        DataError: if they are of another size, so that nobody knows where the box is in them.
+    """
+    if targets.dim() < 3:
+        return False
+    if targets.shape[-2:] == inputs.shape[-2:]:
+        return True
+    raise DataError(
+        f"Targets of shape {tuple(targets.shape)} are no classes, nor maps for images of shape "
+        f"{tuple(inputs.shape)}. Give maps of the images' size, or leave CutMix out."
+    )
 
 
 def draw_box(
@@ -137,7 +165,7 @@ def cutmix(
 
     Raises:
         ConfigError: if `alpha` is below 0.
-        DataError: if inputs and targets cannot be mixed, or a target is no class.
+        DataError: if inputs and targets cannot be mixed, a target is no class, or targets are maps.
 
     >>> images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 2])
     >>> cutmix(images, labels, alpha=1.0, num_classes=3).shape
@@ -147,6 +175,12 @@ def cutmix(
         soft_targets(torch.empty(len(targets), num_classes, device="meta"), targets)
     mixing = draw_mixing(alpha, generator)
     mixing = min(mixing, 1 - mixing)
+    check_mixable(inputs, targets)
+    if targets.dim() > 2:
+        raise DataError(
+            f"Targets of shape {tuple(targets.shape)} are maps, which must get the same patch. "
+            "Use cutmix_batch, which gives the mixed maps too."
+        )
     mixed, _, _, _ = cutmix_batch(inputs, targets, mixing=mixing, generator=generator)
     return mixed
 
@@ -155,7 +189,11 @@ class CutMix(Algorithm):
     """Trains on images with a patch of another: inputs at BEFORE_FORWARD, targets after it.
 
     Images of one micro-batch are mixed. Targets become weights of the classes, (N, K, ...), which
-    the loss must take, as cross entropy does. With other mixing algorithms they act in turn.
+    the loss must take, as cross entropy does; one that takes class indices only fails at the first
+    batch, and needs `interpolate_loss`. Class weights in a loss are divided by the number of
+    targets, where torch divides by their sum for indices. Maps of the images' size, (N, H, W) or
+    (N, K, H, W), get the same rectangle, and stay class indices if they are. With other mixing
+    algorithms they act in turn.
 
     Args:
         alpha: of Beta(alpha, alpha): 1 draws every share alike.
@@ -163,12 +201,16 @@ class CutMix(Algorithm):
             takes class indices only; it is then computed twice. Not beside another that mixes.
         input_key: place of the inputs in a batch.
         target_key: place of the targets.
+        ignore_index: a target that does not count.
+        class_dim: where the classes are in the outputs; None: where the task says, or 1. Write -1
+            for tokens (N, T, K).
 
     Raises:
         ConfigError: if `alpha` is below 0.
     """
 
     events = frozenset({Event.SETUP, Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.AFTER_LOSS})
+    before = ("LabelSmoothing",)  # of maps it is known then how many pixels count
     card = Card(
         summary="Replaces a rectangle of each image by that of another, and mixes their targets.",
         source="Yun et al. (2019), CutMix: Regularization Strategy to Train Strong Classifiers "
@@ -187,11 +229,15 @@ class CutMix(Algorithm):
         interpolate_loss: bool = False,
         input_key: int | str = 0,
         target_key: int | str = 1,
+        ignore_index: int = IGNORED,
+        class_dim: int | None = None,
     ) -> None:
         if not alpha >= 0:
             raise ConfigError(f"alpha={alpha} is no Beta distribution. Write 0 or more.")
         self.alpha = alpha
-        self.mixed_targets = MixedTargets(input_key, target_key, interpolate_loss)
+        self.mixed_targets = MixedTargets(
+            input_key, target_key, interpolate_loss, ignore_index, class_dim
+        )
 
     def on(self, event: Event, state: State) -> None:
         """Mix inputs, then their targets or losses."""
@@ -200,5 +246,9 @@ class CutMix(Algorithm):
             return
         inputs, targets = self.mixed_targets.items(state)
         indices = draw_permutation(len(inputs))
-        mixed, _, mixing, _ = cutmix_batch(inputs, targets, self.alpha, indices=indices)
-        self.mixed_targets.begin(state, mixed, indices, mixing)
+        mixed, _, mixing, box = cutmix_batch(inputs, targets, self.alpha, indices=indices)
+        if are_maps(inputs, targets):
+            paste = partial(paste_box, indices=indices, box=box)
+            self.mixed_targets.begin_maps(state, mixed, paste)
+        else:
+            self.mixed_targets.begin(state, mixed, indices, mixing)

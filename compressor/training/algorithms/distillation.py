@@ -17,6 +17,8 @@ from compressor.errors import ConfigError, ModelError
 from compressor.interfaces.inputs import ModelInputs, output_tensors
 from compressor.logs import get_logger
 from compressor.training.algorithm import Algorithm
+from compressor.training.algorithms.lent_teacher import LentTeacher
+from compressor.training.algorithms.soft_targets import class_scores
 from compressor.training.card import Card
 from compressor.training.events import Event
 from compressor.training.state import State
@@ -32,29 +34,37 @@ logger = get_logger(__name__)
 SQUARE_FLOOR = 1e-12  # a teacher that says 0 everywhere
 
 
-def distillation_loss(student: Any, teacher: Any, temperature: float = 2.0) -> Tensor:
+def distillation_loss(
+    student: Any, teacher: Any, temperature: float = 2.0, attention_mask: Tensor | None = None
+) -> Tensor:
     """Mean distance between the outputs of two models, over their tensors.
 
     Logits (N, K), K > 1: KL(teacher || student) of the softened distributions, times the square of
     the temperature, which keeps the size of the gradient. Other tensors: mean squared error over
-    the mean square of the teacher's. Of outputs with an attribute `logits`, as those of
-    transformers, only that counts; its last dimension is the classes, and each token is a sample.
+    the mean square of the teacher's. A class whose logit is -inf in both is left out.
+
+    Of outputs with "logits", a key or an attribute, as those of transformers, only these count:
+    (N, K), (N, T, K) of tokens, or (N, K, H, W) of pixels. Each token, or pixel, is a sample.
 
     Args:
         student: tensors in any nesting; those that are no floating point are left out.
         teacher: of the same form.
         temperature: above 0; 1 leaves the logits as they are.
+        attention_mask: (N, T); tokens where it is 0 are padding and do not count. Logits of another
+            form pass it over.
 
     Returns:
         Shape (), 0 or more.
 
     Raises:
+        ConfigError: if the temperature is not above 0.
         ModelError: if the two do not have the same shapes.
 
     >>> logits = torch.tensor([[1.0, 2.0]])
     >>> distillation_loss(logits, logits).item()
     0.0
     """
+    _check_temperature(temperature)
     ours, theirs = _comparable(student), _comparable(teacher)
     shapes, wanted = [tuple(t.shape) for t in ours], [tuple(t.shape) for t in theirs]
     if shapes != wanted or not ours:
@@ -64,7 +74,10 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 2.0) -> T
             "distilled as a whole; train it without distillation."
         )
     pairs = zip(ours, theirs, strict=True)
-    distances = [_output_distance(s.float(), t.detach().float(), temperature) for s, t in pairs]
+    counts = _counting_samples(student, attention_mask)
+    distances = [
+        _output_distance(s.float(), t.detach().float(), temperature, counts) for s, t in pairs
+    ]
     return torch.stack(distances).mean()
 
 
@@ -126,17 +139,18 @@ class Distillation(Algorithm):
 
     Args:
         teacher: is called like the student; or several, whose distances are averaged.
-        weight: of the distance of outputs; 0 compares features alone.
-        task_weight: of the terms of the user's own loss.
-        temperature: softens logits.
+        weight: of the distance of outputs, 0 or more; 0 compares features alone. Where the model's
+            inputs have an "attention_mask", padding does not count.
+        task_weight: of the terms of the user's own loss, 0 or more.
+        temperature: softens logits; above 0.
         sample: ask one of the teachers, drawn anew for every batch, instead of all.
         features: names of layers whose outputs are compared as well; a mapping, student's name ->
             teacher's name, where they differ. See `feature_distance`. A layer that surgery removes
             drops out.
-        feature_weight: of the mean distance of features.
+        feature_weight: of the mean distance of features, 0 or more.
 
     Raises:
-        ConfigError: if there is no teacher, or no temperature.
+        ConfigError: if there is no teacher, no temperature, or nothing to compare.
     """
 
     card = Card(
@@ -148,6 +162,8 @@ class Distillation(Algorithm):
         avoid_when="The teacher is worse than the labels, or was trained with label smoothing.",
         cost="A forward pass of each teacher that is asked, and its memory.",
     )
+
+    _drawn: int | None  # which teacher, if one is
 
     def __init__(
         self,
@@ -166,8 +182,8 @@ class Distillation(Algorithm):
             self.teachers = list(teacher)
         if not self.teachers:
             raise ConfigError("There is no teacher. Give a model, or several.")
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} softens nothing. Write 1 or more.")
+        _check_temperature(temperature)
+        _check_weights(weight, task_weight, feature_weight, features)
         self.weight = weight
         self.task_weight = task_weight
         self.temperature = temperature
@@ -177,20 +193,21 @@ class Distillation(Algorithm):
         )
         self.feature_weight = feature_weight
         self.events = _events(sample, bool(self.features))
-        self._student_taps = Taps(self.features, is_for_training=True)
-        self._lent: list[_Lent] = []
-        self._drawn: int | None = None
+        self._lent: list[LentTeacher] = []
+        self._begin()
 
     def on(self, event: Event, state: State) -> None:
         """Prepare the teachers, and add the terms."""
         if event is Event.SETUP:
+            self.close()
+            self._begin()  # what another trainer's surgery removed is there again
             self._student_taps.put_on(state.model)
         elif event is Event.FIT_START:
             self._borrow(state)
         elif event is Event.BATCH_START:
             self._drawn = int(torch.randint(len(self.teachers), ()))
         elif event is Event.BEFORE_FORWARD:
-            self._student_taps.forget()  # activations that were computed again in the backward pass
+            self._student_taps.arm()  # which forgets a pass that did not fit into memory
         elif event is Event.AFTER_LOSS:
             if not self._lent:  # a loop without FIT_START
                 self._borrow(state)
@@ -201,9 +218,9 @@ class Distillation(Algorithm):
         if not self._student_taps.are_on:
             return
         self._student_taps.take_off()
-        for name in [name for name in self.features if not has_module(state.model, name)]:
+        for name in [name for name in self._compared if not has_module(state.model, name)]:
             logger.info("%s: the layer %r is gone and no longer compared", self.key, name)
-            del self.features[name]
+            del self._compared[name]
             self._student_taps.drop(name)
         self._student_taps.put_on(state.model)
 
@@ -214,31 +231,40 @@ class Distillation(Algorithm):
         self._lent = []
         self._student_taps.take_off()
 
+    def _begin(self) -> None:
+        self._compared = dict(self.features)  # but for layers that surgery removes
+        self._student_taps = Taps(self._compared, is_for_training=True)
+        self._student_taps.disarm()
+        self._drawn = None
+
     def _borrow(self, state: State) -> None:
         if any(teacher is state.model for teacher in self.teachers):
             raise ConfigError(
                 "The teacher is the model that is trained. Give a copy: copy.deepcopy(model)."
             )
-        self._lent = [_Lent(teacher, self.features.values()) for teacher in self.teachers]
+        self._lent = [LentTeacher(teacher, self._compared.values()) for teacher in self.teachers]
         for lent in self._lent:
             lent.borrow(state)
-        if self.features and not self._student_taps.are_on:  # a second fit
+        if self._compared and not self._student_taps.are_on:  # a second fit
             self._student_taps.put_on(state.model)
 
     def _add_terms(self, state: State) -> None:
         calls, features = _calls(state), self._student_taps.take()
+        self._student_taps.disarm()  # nothing of batches outside a window, or of backward passes
         asked = [self._lent[self._drawn]] if self._drawn is not None else self._lent
         outputs, distances = [], []
         for lent in asked:
             answers, theirs = lent.ask(calls)
             if self.weight:
                 outputs += [
-                    distillation_loss(call.outputs, answer, self.temperature)
+                    distillation_loss(
+                        call.outputs, answer, self.temperature, _attention_mask(call, state.batch)
+                    )
                     for call, answer in zip(calls, answers, strict=True)
                 ]
             distances += [
                 distance
-                for ours, name in self.features.items()
+                for ours, name in self._compared.items()
                 for distance in _feature_distances(ours, features[ours], theirs[name])
             ]
         if outputs:
@@ -248,36 +274,6 @@ class Distillation(Algorithm):
             state.add_loss(name, torch.stack(distances).mean(), self.feature_weight)
         for name in state.task_terms:
             state.weights[name] = self.task_weight * state.weights.get(name, 1.0)
-
-
-class _Lent:
-    """A teacher for the time of a fit."""
-
-    def __init__(self, teacher: nn.Module, tapped: Collection[str]) -> None:
-        self._teacher = teacher
-        self._asked = teacher
-        self._taps = Taps(tapped, is_for_training=False)
-        self._modes = [(module, module.training) for module in teacher.modules()]
-        self._home = next((parameter.device for parameter in teacher.parameters()), None)
-
-    def borrow(self, state: State) -> None:
-        self._taps.put_on(self._teacher)
-        self._teacher.to(state.device).eval()
-        if isinstance(state.model, TaskModel) and not isinstance(self._teacher, TaskModel):
-            self._asked = state.model.around(self._teacher)
-
-    def ask(self, calls: Sequence[Call]) -> tuple[list[Any], dict[str, list[Tensor]]]:
-        """Outputs for the inputs of each call, and the features."""
-        with torch.no_grad():
-            answers = [call.inputs.call(self._asked) for call in calls]
-        return answers, self._taps.take()
-
-    def give_back(self) -> None:
-        self._taps.take_off()
-        for module, mode in self._modes:
-            module.training = mode
-        if self._home is not None:
-            self._teacher.to(self._home)
 
 
 def _events(sample: bool, has_features: bool) -> frozenset[Event]:
@@ -302,21 +298,73 @@ def _calls(state: State) -> Sequence[Call]:
     )
 
 
+def _attention_mask(call: Call, batch: Any) -> Tensor | None:
+    """What the model was told of padding: among its inputs, or in the batch."""
+    for place in (call.inputs.kwargs, *call.inputs.args, batch):
+        mask = place.get("attention_mask") if isinstance(place, Mapping) else None
+        if isinstance(mask, Tensor):
+            return mask
+    return None
+
+
+def _logits(outputs: Any) -> Tensor | None:
+    """Those of outputs that call them so."""
+    named = isinstance(outputs, Mapping) and "logits" in outputs
+    return class_scores(outputs) if named or hasattr(outputs, "logits") else None
+
+
 def _comparable(outputs: Any) -> list[Tensor]:
-    logits = getattr(outputs, "logits", None)
-    return [logits.flatten(0, -2)] if isinstance(logits, Tensor) else output_tensors(outputs)
+    logits = _logits(outputs)
+    if logits is None:
+        return output_tensors(outputs)
+    classes_last = logits.movedim(1, -1) if logits.dim() > 3 else logits
+    return [classes_last.flatten(0, -2)]
 
 
-def _output_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def _counting_samples(outputs: Any, attention_mask: Tensor | None) -> Tensor | None:
+    """1 for each token that counts and 0 for padding; None: all count."""
+    logits = _logits(outputs)
+    if attention_mask is None or logits is None or logits.shape[:-1] != attention_mask.shape:
+        return None
+    return attention_mask.flatten().float()
+
+
+def _output_distance(
+    student: Tensor, teacher: Tensor, temperature: float, counts: Tensor | None
+) -> Tensor:
     if student.dim() == 2 and student.shape[1] > 1:
-        divergence = F.kl_div(
-            F.log_softmax(student / temperature, dim=1),
-            F.log_softmax(teacher / temperature, dim=1),
-            reduction="batchmean",
+        student, teacher = _without_infinities(student / temperature, teacher / temperature)
+        divergences = F.kl_div(
+            F.log_softmax(student, dim=1),
+            F.log_softmax(teacher, dim=1),
+            reduction="none",
             log_target=True,
-        )
-        return divergence * temperature**2
+        ).sum(1)
+        return _mean(divergences, counts) * temperature**2
+    if counts is not None:
+        is_padding = (counts == 0)[:, None]
+        student, teacher = (each.masked_fill(is_padding, 0.0) for each in (student, teacher))
     return _relative_error(student, teacher)
+
+
+def _without_infinities(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits that are -inf as large numbers: 0 * (inf - inf) would be NaN.
+
+    Where only the student's is, the distance is infinite indeed.
+    """
+    least = torch.finfo(teacher.dtype).min / 2  # half: log_softmax subtracts from it
+    is_out = teacher.isneginf()
+    return student.masked_fill(is_out & student.isneginf(), least), teacher.masked_fill(
+        is_out, least
+    )
+
+
+def _mean(distances: Tensor, counts: Tensor | None) -> Tensor:
+    if counts is None:
+        return distances.mean()
+    is_counted = counts > 0  # not by multiplication: what padding gave may be infinite
+    total = distances.masked_fill(~is_counted, 0.0).sum()
+    return total / is_counted.sum().clamp_min(1)
 
 
 def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -330,3 +378,24 @@ def _feature_distances(name: str, ours: list[Tensor], theirs: list[Tensor]) -> l
             "Name layers that run once in each call of the model."
         )
     return [feature_distance(a, b) for a, b in zip(ours, theirs, strict=True)]
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ConfigError(f"temperature={temperature} softens nothing. Write 1 or more.")
+
+
+def _check_weights(
+    weight: float, task_weight: float, feature_weight: float, features: Collection[str]
+) -> None:
+    if isinstance(features, str):
+        raise ConfigError(f"features={features!r} is a name and no list. Write [{features!r}].")
+    weights = {"weight": weight, "task_weight": task_weight, "feature_weight": feature_weight}
+    for option, value in weights.items():
+        if not value >= 0:
+            raise ConfigError(f"{option}={value} would reward a distance. Write 0 or more.")
+    if not weight and not (features and feature_weight):
+        raise ConfigError(
+            "weight=0 compares no outputs, and there are no features to compare. Write a weight "
+            "above 0, or name layers in `features`."
+        )

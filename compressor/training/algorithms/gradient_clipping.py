@@ -88,7 +88,6 @@ class GradientClipping(Algorithm):
     """
 
     events = frozenset({Event.BEFORE_STEP})
-    after = ("SAM", "GradualSparsity")  # what is clipped is what is stepped
     card = Card(
         summary="Scales or cuts gradients that are too long before the optimizer steps.",
         source=(

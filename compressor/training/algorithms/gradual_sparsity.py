@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from compressor.errors import ConfigError
 from compressor.training import binding
 from compressor.training.algorithm import Algorithm
+from compressor.training.algorithms.windows import refuse_window
 from compressor.training.card import Card
 from compressor.training.clock import Duration, DurationLike
 from compressor.training.events import Event
@@ -88,7 +89,8 @@ class GradualSparsity(Algorithm):
     Masked weights get no gradient, and are 0 again after every step, which momentum would move them
     from. A weight that was masked stays so. An average of the weights (`EMA`, `SWA`) is masked when
     it is put into the model, so that what is evaluated and kept is as sparse as what is trained.
-    After the fit the zeros are in the weights themselves; nothing is left on the model.
+    After the fit the zeros are in the weights themselves; nothing is left on the model. It has no
+    `window`: `start` and `end` say when it grows, and what has grown is held.
 
     Args:
         final_sparsity: fraction of the weights of the layers that is 0 in the end. With a pattern
@@ -118,8 +120,8 @@ class GradualSparsity(Algorithm):
             Event.FIT_END,
         }
     )
-    before = ("GradientClipping",)
-    after = ("EMA", "SWA", "SAM")
+    before = ("GradientClipping",)  # what is clipped is what is stepped
+    after = ("WeightAverage", "SAM")  # masks the average that was put in
     card = Card(
         summary="Prunes single weights by magnitude along a cubic schedule, while training.",
         source="Zhu and Gupta (2017), To prune, or not to prune; n:m: Mishra et al. (2021), "
@@ -171,6 +173,8 @@ class GradualSparsity(Algorithm):
     def on(self, event: Event, state: State) -> None:
         """Mask gradients or weights, or grow the masks."""
         if event is Event.SETUP:
+            refuse_window(self, "`start` and `end`", "nobody would hold its masks outside")
+            self._pruned, self._level, self._bound = {}, 0, None  # those of another trainer
             self._check_layers(state.model)
         elif event is Event.BEFORE_STEP:
             for parameter, pruned in self._masks(state.model):

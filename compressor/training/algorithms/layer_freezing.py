@@ -9,6 +9,7 @@ from torch import nn
 
 from compressor.errors import ConfigError
 from compressor.training.algorithm import Algorithm
+from compressor.training.algorithms.windows import refuse_window
 from compressor.training.card import Card
 from compressor.training.clock import Duration, DurationLike
 from compressor.training.events import Event
@@ -74,7 +75,7 @@ class LayerFreezing(Algorithm):
     optimizer remembers of them, and require a gradient again after the fit. Batch norms of frozen
     layers are left in training mode: they go on normalising by the batch and following its
     statistics, so that freezing does not change what the layer computes; only their scale and shift
-    stop.
+    stop. It has no `window`: what is frozen stays so until the fit ends.
 
     Args:
         start: before it no layer is frozen.
@@ -84,7 +85,7 @@ class LayerFreezing(Algorithm):
         ConfigError: if `level` is out of range.
     """
 
-    events = frozenset({Event.BATCH_START})
+    events = frozenset({Event.SETUP, Event.BATCH_START})
     card = Card(
         summary="Stops training layers from the front on, while the rest goes on.",
         source="Brock et al. (2017), FreezeOut: Accelerate training by progressively freezing "
@@ -108,6 +109,10 @@ class LayerFreezing(Algorithm):
 
     def on(self, event: Event, state: State) -> None:
         """Freeze what the clock says."""
+        if event is Event.SETUP:
+            refuse_window(self, "`start` and `level`", "nobody would thaw its layers outside")
+            self.close()
+            return
         reached = progress(state.clock, state.max_duration, self.start, WHOLE)
         if self._layers is None:
             self._layers = len(_layers(state.model))

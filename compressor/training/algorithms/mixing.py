@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,12 @@ import torch
 from torch import Tensor
 
 from compressor.errors import ConfigError, DataError
-from compressor.training.algorithms.soft_targets import class_scores, mix_targets, soft_targets
+from compressor.training.algorithms.soft_targets import (
+    class_dim_of,
+    class_scores,
+    mix_targets,
+    soft_targets,
+)
 from compressor.training.batch import get_item, set_item
 from compressor.training.events import Event
 from compressor.training.state import State
@@ -73,13 +79,25 @@ class MixedTargets:
         target_key: place of the targets.
         interpolate_loss: mix two losses, of the targets and of the permuted ones, which may be of
             any kind. Else the loss is computed once, with weights of the classes.
+        ignore_index: a target that does not count.
+        class_dim: where the classes are in the outputs; None: where the task says, or 1.
     """
 
-    def __init__(self, input_key: int | str, target_key: int | str, interpolate_loss: bool) -> None:
+    def __init__(
+        self,
+        input_key: int | str,
+        target_key: int | str,
+        interpolate_loss: bool,
+        ignore_index: int,
+        class_dim: int | None,
+    ) -> None:
         self.input_key = input_key
         self.target_key = target_key
         self.interpolate_loss = interpolate_loss
+        self.ignore_index = ignore_index
+        self.class_dim = class_dim
         self._mixed: tuple[Tensor, float] | None = None
+        self._paste: Callable[[Tensor], Tensor] | None = None
 
     def items(self, state: State) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the batch.
@@ -95,12 +113,25 @@ class MixedTargets:
     def begin(self, state: State, inputs: Tensor, indices: Tensor, mixing: float) -> None:
         """Put mixed inputs into the batch; their targets follow at the next events."""
         state.batch = set_item(state.batch, self.input_key, inputs)
-        self._mixed = indices, mixing
+        self._mixed, self._paste = (indices, mixing), None
+
+    def begin_maps(self, state: State, inputs: Tensor, paste: Callable[[Tensor], Tensor]) -> None:
+        """Put mixed inputs into the batch; `paste` does with their maps at AFTER_FORWARD the same.
+
+        Maps may have become weights of the classes until then; height and width are last.
+        """
+        state.batch = set_item(state.batch, self.input_key, inputs)
+        self._mixed, self._paste = None, paste
 
     def follow(self, event: Event, state: State) -> None:
         """Mix the targets at AFTER_FORWARD, or the losses at AFTER_LOSS."""
         if event is Event.SETUP:
             self._check_alone(state)
+        elif self._paste is not None:
+            if event is Event.AFTER_FORWARD:
+                maps = self._paste(get_item(state.batch, self.target_key))
+                state.batch = set_item(state.batch, self.target_key, maps)
+                self._paste = None
         elif self._mixed is None:  # nothing was mixed in this batch
             return
         elif event is Event.AFTER_FORWARD and not self.interpolate_loss:
@@ -112,7 +143,9 @@ class MixedTargets:
 
     def _mix_targets(self, state: State, indices: Tensor, mixing: float) -> None:
         scores = class_scores(state.outputs)
-        soft = soft_targets(scores, get_item(state.batch, self.target_key))
+        class_dim = class_dim_of(state, scores, self.class_dim)
+        targets = get_item(state.batch, self.target_key)
+        soft = soft_targets(scores, targets, self.ignore_index, class_dim)
         mixed = mix_targets(soft, soft[indices.to(soft.device)], mixing)
         state.batch = set_item(state.batch, self.target_key, mixed)
 

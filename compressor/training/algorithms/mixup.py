@@ -14,6 +14,7 @@ from compressor.training.algorithms.mixing import (
     draw_mixing,
     draw_permutation,
 )
+from compressor.training.algorithms.soft_targets import IGNORED
 from compressor.training.card import Card
 from compressor.training.events import Event
 from compressor.training.state import State
@@ -73,7 +74,10 @@ class MixUp(Algorithm):
     """Trains on mixed pairs: inputs at BEFORE_FORWARD, within the micro-batch, targets after it.
 
     Targets become weights of the classes, (N, K, ...), which the loss must take, as cross entropy
-    does. With other mixing algorithms they act in turn.
+    does; one that takes class indices only fails at the first batch, and needs `interpolate_loss`.
+    Targets in the shape of the outputs are mixed as they are. Class weights in a loss are divided
+    by the number of targets, where torch divides by their sum for indices. With other mixing
+    algorithms they act in turn.
 
     Args:
         alpha: of Beta(alpha, alpha): the nearer to 0, the less is mixed.
@@ -81,6 +85,9 @@ class MixUp(Algorithm):
             takes class indices only; it is then computed twice. Not beside another that mixes.
         input_key: place of the inputs in a batch.
         target_key: place of the targets.
+        ignore_index: a target that does not count.
+        class_dim: where the classes are in the outputs; None: where the task says, or 1. Write -1
+            for tokens (N, T, K).
 
     Raises:
         ConfigError: if `alpha` is below 0.
@@ -104,11 +111,15 @@ class MixUp(Algorithm):
         interpolate_loss: bool = False,
         input_key: int | str = 0,
         target_key: int | str = 1,
+        ignore_index: int = IGNORED,
+        class_dim: int | None = None,
     ) -> None:
         if not alpha >= 0:
             raise ConfigError(f"alpha={alpha} is no Beta distribution. Write 0 or more.")
         self.alpha = alpha
-        self.mixed_targets = MixedTargets(input_key, target_key, interpolate_loss)
+        self.mixed_targets = MixedTargets(
+            input_key, target_key, interpolate_loss, ignore_index, class_dim
+        )
 
     def on(self, event: Event, state: State) -> None:
         """Mix inputs, then their targets or losses."""

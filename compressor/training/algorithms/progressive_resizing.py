@@ -50,6 +50,12 @@ def resize_batch(
     (torch.Size([2, 3, 4, 4]), torch.Size([2, 4, 4]))
     """
     _check_options(scale, mode, size_increment)
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(value, Tensor) and (value is not None or name == "inputs"):
+            raise DataError(
+                f"The {name} are a {type(value).__name__}, not a tensor of samples, and cannot be "
+                f"resized. Name the tensor by {name[:-1]}_key, or leave ProgressiveResizing out."
+            )
     if inputs.dim() != 4:
         raise DataError(f"Inputs of shape {tuple(inputs.shape)} are no images. Give (N, C, H, W).")
     if targets is not None and (targets.dim() < 3 or targets.shape[-2:] != inputs.shape[-2:]):

@@ -41,6 +41,10 @@ class SAM(Algorithm):
     second pass as before it, to the bit. If its gradients overflow, the first are used. Weights
     that `GradualSparsity` holds at 0 are moved in the second pass like the others.
 
+    The second pass fires BEFORE_FORWARD, AFTER_FORWARD and AFTER_LOSS again, with the same random
+    numbers, so that algorithms do to it what they did to the first; what counts at these events
+    counts twice. Losses and metrics of training are those of the first pass.
+
     Args:
         rho: radius of the neighbourhood.
         interval: batches; 1 does it at every one.
@@ -50,7 +54,7 @@ class SAM(Algorithm):
     """
 
     events = frozenset({Event.BEFORE_STEP})
-    before = ("GradualSparsity", "GradientClipping")
+    before = ("GradientClipping",)
     recomputes = True
     card = Card(
         summary="Takes the gradient at the worst point of a small neighbourhood of the weights.",
@@ -59,8 +63,9 @@ class SAM(Algorithm):
         functional="sam_perturbation",
         use_when="A small or compressed model overfits, and there is time for twice the passes.",
         avoid_when="Training is short of time, or underfits.",
-        cost="A second forward and backward pass at every `interval`-th batch; memory for a copy "
-        "of weights, buffers and gradients.",
+        cost="A second forward and backward pass at every `interval`-th batch, which fires the "
+        "events from BEFORE_FORWARD to AFTER_LOSS again; memory for a copy of weights, buffers and "
+        "gradients.",
     )
 
     def __init__(self, rho: float = 0.05, interval: int = 1) -> None:

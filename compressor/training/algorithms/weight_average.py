@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from compressor.logs import get_logger
 from compressor.training import binding
 from compressor.training.algorithm import Algorithm
 from compressor.training.algorithms.batchnorm import reestimate_in_training
+from compressor.training.algorithms.windows import refuse_window
 from compressor.training.card import Card
 from compressor.training.clock import Duration, DurationLike, Every
 from compressor.training.events import Event
@@ -43,14 +44,18 @@ def update_average(average: Tensor, value: Tensor, decay: float) -> None:
 class WeightAverage(Algorithm, ABC):
     """Base: an average of parameters and buffers, in the model while it is evaluated, and at last.
 
-    It follows surgery like the parameters, and is saved.
+    It follows surgery like the parameters, and is saved. A trainer takes one: the model that is
+    kept can be only one of two averages.
     """
 
     pairs = ((Event.EVAL_START, Event.EVAL_END),)
-    before = ("GradualSparsity",)  # which then masks the average that was put in
 
     _average: dict[str, Tensor]
     _trained: dict[str, Tensor]
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Begin anew: what was averaged is of another trainer's model."""
 
     @abstractmethod
     def _follow(self, event: Event, state: State) -> None:
@@ -63,7 +68,10 @@ class WeightAverage(Algorithm, ABC):
 
     def on(self, event: Event, state: State) -> None:
         """Begin, follow, or exchange."""
-        if event is Event.FIT_START:
+        if event is Event.SETUP:
+            _refuse_second(state)
+            self._forget()
+        elif event is Event.FIT_START:
             self._begin(state)
         elif event is Event.EVAL_START:
             if self._average and not self._trained:
@@ -76,6 +84,22 @@ class WeightAverage(Algorithm, ABC):
         else:
             self._follow(event, state)
 
+    def reestimate_own(self, state: State, reestimate: Callable[[], None]) -> None:
+        """Give the average batch norm statistics of its own, while it is in the model."""
+        if not self._average:
+            return
+        trained = _copy(state.model)
+        _put(state.model, self._average)
+        try:
+            reestimate()
+            self._take_buffers(state.model)
+        finally:
+            _put(state.model, trained)
+
+    def _take_buffers(self, model: nn.Module) -> None:
+        for name, value in model.named_buffers():
+            self._average[name] = value.detach().clone()
+
     def _put_in(self, state: State) -> None:
         _put(state.model, self._average)
 
@@ -87,13 +111,26 @@ class WeightAverage(Algorithm, ABC):
 class EMA(WeightAverage):
     """An exponential moving average after every step that was not skipped.
 
+    With a `window` it begins with the first step in it, and stays as it is when the window closes.
+
     Args:
-        decay_rate: 0 to 1, once it has grown: decay_rate * (1 - exp(-step / period)).
-        period: steps over which it grows, so that the first weights do not weigh for ever.
+        decay_rate: 0 to below 1, once it has grown: decay_rate * (1 - exp(-step / period)).
+        period: steps, above 0, over which it grows, so that the first weights do not weigh for
+            ever.
+
+    Raises:
+        ConfigError: if one of them cannot be meant.
     """
 
     events = frozenset(
-        {Event.FIT_START, Event.AFTER_STEP, Event.EVAL_START, Event.EVAL_END, Event.FIT_END}
+        {
+            Event.SETUP,
+            Event.FIT_START,
+            Event.AFTER_STEP,
+            Event.EVAL_START,
+            Event.EVAL_END,
+            Event.FIT_END,
+        }
     )
     card = Card(
         summary="Evaluates and keeps an exponential moving average of weights and statistics.",
@@ -105,13 +142,21 @@ class EMA(WeightAverage):
         "weights a step.",
     )
 
-    def __init__(self, decay_rate: float = 0.9999, period: int = 2000) -> None:
+    _slots: list[tuple[str, dict[str, Any], str]]
+
+    def __init__(self, decay_rate: float = 0.9999, period: float = 2000) -> None:
+        if not 0 <= decay_rate < 1:
+            raise ConfigError(
+                f"decay_rate={decay_rate} averages nothing. Write 0 to below 1, such as 0.999: the "
+                "part of the average that is left after a step."
+            )
+        if not isinstance(period, (int, float)) or not period > 0:
+            raise ConfigError(
+                f"period={period!r} is no number of steps. Write a number above 0, without a unit."
+            )
         self.decay_rate = decay_rate
         self.period = period
-        self._steps = 0
-        self._average = {}
-        self._trained = {}
-        self._slots: list[tuple[str, dict[str, Any], str]] = []
+        self._forget()
 
     def rebind(self, edit: Edit, state: State) -> None:
         """Cut averages like their parameters; begin anew what is new or of another size."""
@@ -132,14 +177,20 @@ class EMA(WeightAverage):
         """Let go of the model."""
         self._slots = []
 
+    def _forget(self) -> None:
+        self._steps = 0
+        self._average, self._trained = {}, {}
+        self._slots = []
+
     def _begin(self, state: State) -> None:
         super()._begin(state)
-        self._average = self._average or _copy(state.model)
+        if not self._average and self.window is None:
+            self._average = _copy(state.model)
 
     def _follow(self, event: Event, state: State) -> None:
         if state.step_skipped:
             return
-        if not self._average:  # a loop without FIT_START
+        if not self._average:  # a loop without FIT_START, or the first step in the window
             self._average = _copy(state.model)
         self._slots = self._slots or _slots(state.model)
         self._steps += 1
@@ -161,7 +212,8 @@ class SWA(WeightAverage):
     """The equal mean of the weights at several late moments (Izmailov et al., 2018).
 
     Before the mean is evaluated, its batch norms are re-estimated on the training data: theirs are
-    the statistics of other networks. A fit that follows a complete one begins a new mean.
+    the statistics of other networks. A fit that follows a complete one begins a new mean. It has no
+    `window`: `start` says when it begins.
 
     Args:
         start: of averaging.
@@ -175,6 +227,7 @@ class SWA(WeightAverage):
 
     events = frozenset(
         {
+            Event.SETUP,
             Event.FIT_START,
             Event.BATCH_END,
             Event.EPOCH_END,
@@ -195,6 +248,8 @@ class SWA(WeightAverage):
         "forward passes at the first evaluation of each mean, if the model has batch norms.",
     )
 
+    _counts: dict[str, int]  # a layer that came later has a shorter mean
+
     def __init__(
         self,
         start: DurationLike = "0.7dur",
@@ -206,14 +261,12 @@ class SWA(WeightAverage):
             raise ConfigError(
                 f"batchnorm_batches={batchnorm_batches} is no number of batches. Write 0 or more."
             )
+        if not Duration.parse(interval).value:
+            raise ConfigError(f"interval={interval!r} is no interval. Write '1ep', or '100ba'.")
         self.start = Duration.parse(start)
         self.batchnorm_batches = batchnorm_batches
         self._every = Every(interval)
-        self._average = {}
-        self._trained = {}
-        self._counts: dict[str, int] = {}  # a layer that came later has a shorter mean
-        self._is_estimated = False
-        self._is_over = False
+        self._forget()
 
     def rebind(self, edit: Edit, state: State) -> None:
         """Cut averages like their parameters; forget those of what is new or of another size."""
@@ -238,6 +291,8 @@ class SWA(WeightAverage):
 
     def on(self, event: Event, state: State) -> None:
         """Begin, follow, or exchange; say so if there was nothing to average."""
+        if event is Event.SETUP:
+            refuse_window(self, "`start` and `interval`", "its mean would miss what is outside")
         super().on(event, state)
         if event is Event.FIT_END:
             self._is_over = True
@@ -247,6 +302,21 @@ class SWA(WeightAverage):
                     "Set an earlier start or a shorter interval.",
                     self.start,
                 )
+
+    def reestimate_own(self, state: State, reestimate: Callable[[], None]) -> None:
+        """Give the mean statistics of its own now, unless it will do so when it is put in."""
+        if self.batchnorm_batches == 0:
+            super().reestimate_own(state, reestimate)
+
+    def _take_buffers(self, model: nn.Module) -> None:
+        super()._take_buffers(model)
+        self._counts = {name: self._counts.get(name, 1) for name in self._average}
+
+    def _forget(self) -> None:
+        self._average, self._trained = {}, {}
+        self._counts = {}
+        self._is_estimated = False
+        self._is_over = False
 
     def _begin(self, state: State) -> None:
         super()._begin(state)
@@ -274,10 +344,18 @@ class SWA(WeightAverage):
         super()._put_in(state)
         if self._average and self.batchnorm_batches != 0 and not self._is_estimated:
             reestimate_in_training(state, self.batchnorm_batches)
-            for name, value in state.model.named_buffers():
-                if name in self._average:
-                    self._average[name].copy_(value)
+            self._take_buffers(state.model)
             self._is_estimated = True
+
+
+def _refuse_second(state: State) -> None:
+    averages = [each.key for each in state.algorithms if isinstance(each, WeightAverage)]
+    if len(averages) > 1:
+        names = " and ".join(map(repr, averages))
+        raise ConfigError(
+            f"{names} each want to put an average of the weights into the model, and only one can "
+            "be evaluated and kept. Leave out all but one."
+        )
 
 
 def _slots(model: nn.Module) -> list[tuple[str, dict[str, Any], str]]:

@@ -13,7 +13,7 @@ from compressor.errors import CheckpointError
 from compressor.structure.describe import apply_difference
 from compressor.structure.trace import copy_skeleton
 from compressor.training.algorithm import Callback
-from compressor.training.callbacks.watched import Mode, WatchedMetric, is_better
+from compressor.training.callbacks.watched import Mode, WatchedMetric, check_mode, is_better
 from compressor.training.checkpoint import read_checkpoint, write_checkpoint
 from compressor.training.events import Event
 from compressor.training.state import State
@@ -42,6 +42,7 @@ class KeepBest(Callback):
     def __init__(
         self, metric: str, mode: Mode = "max", folder: str | os.PathLike[str] | None = None
     ) -> None:
+        check_mode(mode)
         self.mode = mode
         self.path = None if folder is None else Path(folder) / BEST
         self.value: float | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from compressor.errors import ConfigError
 from compressor.logs import get_logger
 from compressor.training.algorithm import Callback
-from compressor.training.callbacks.watched import Mode, WatchedMetric, is_better
+from compressor.training.callbacks.watched import Mode, WatchedMetric, check_mode, is_better
 from compressor.training.events import Event
 from compressor.training.state import State
 
@@ -31,8 +31,9 @@ class EarlyStopping(Callback):
     events = frozenset({Event.EVAL_END, Event.FIT_END})
 
     def __init__(self, metric: str, patience: int, mode: Mode = "max") -> None:
-        if patience < 1:
-            raise ConfigError(f"patience={patience} never lets training go on. Write 1 or more.")
+        check_mode(mode)
+        if not isinstance(patience, int) or patience < 1:
+            raise ConfigError(f"patience={patience!r} is no count. Write 1 or more.")
         self.patience = patience
         self.mode = mode
         self._metric = WatchedMetric(metric)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from compressor.errors import MetricError, suggest
+from compressor.errors import ConfigError, MetricError, suggest
 from compressor.training.state import State
 
 Mode = Literal["max", "min"]
+
+
+def check_mode(mode: str) -> None:
+    """Do nothing if `mode` is one.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    if mode not in ("max", "min"):
+        raise ConfigError(f"There is no mode {mode!r}. {suggest(str(mode), ('max', 'min'))}")
 
 
 def is_better(value: float, best: float | None, mode: Mode) -> bool:

@@ -64,3 +64,11 @@ __all__ = [
     "train_and_call",
     "train_and_test",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Only ends in an error: that of a counter says that there is no need for one."""
+    hint = ""
+    if name == "Counter":
+        hint = ". Counting is built in: state['epoch'], state['iters'], state['epoch_batch']"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

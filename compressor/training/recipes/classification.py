@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from compressor.errors import ConfigError
 from compressor.training.inspection.classifier import check_classes
 from compressor.training.inspection.images import Normalization
-from compressor.training.recipes.loop import Recipe, StepFunction
+from compressor.training.recipes.loop import Recipe, StepFunction, check_options
 from compressor.training.recipes.meters import AccAvg, ConfusionMatrix, EpochMetricAvg
 from compressor.training.recipes.presets import WithTestOptions, train_and_test
 from compressor.training.recipes.reporting import InspectionPage
@@ -56,6 +56,7 @@ def classification(
     Raises:
         ConfigError: fewer than two classes.
     """
+    check_options(classification, options, WithTestOptions)
     names = check_classes(classes)
     loop = train_and_test(model, train_fn, test_fn, train_loader, test_loader, **options)
     loop.callbacks.add_callbacks([EpochMetricAvg("loss"), AccAvg()])
@@ -118,6 +119,7 @@ def cross_entropy_classification(
     >>> recipe.run(40)["metrics"]["test/accuracy"]
     1.0
     """
+    check_options(cross_entropy_classification, options, WithTestOptions)
     if not 0 <= label_smoothing <= 1:
         raise ConfigError(f"label_smoothing={label_smoothing} is no fraction. Write 0 to 1.")
 

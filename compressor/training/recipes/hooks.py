@@ -59,7 +59,9 @@ class RecipeCallbacks(Algorithm):
         state: a dict. "batch": on the recipe's device; a callback may replace it at on_batch_start.
             "epoch", "iters", "epoch_batch": finished epochs, finished batches, and those of this
             epoch. "fraction": of the run that has passed, 0 to 1. "metrics": what is ready to be
-            logged, by name. Beside these: what the step returned.
+            logged, by name. Beside these: what the step returned; of that, tensors of more than one
+            element are dropped when a run ends.
+        keeps_returned: they are not dropped.
     """
 
     events = frozenset(HOOKS)
@@ -74,6 +76,8 @@ class RecipeCallbacks(Algorithm):
             "fraction": 0.0,
             "metrics": {},
         }
+        self.keeps_returned = False
+        self._returned: set[str] = set()
         self._lanes: dict[Lane, list[Any]] = {lane: [] for lane in Lane}
         self._hooks: dict[Event, tuple[Hook, ...]] = dict.fromkeys(HOOKS, ())
 
@@ -82,15 +86,23 @@ class RecipeCallbacks(Algorithm):
         """The callbacks, in the order in which they run."""
         return tuple(each for lane in Lane for each in self._lanes[lane])
 
-    def add_callbacks(self, callbacks: Iterable[Any]) -> None:
-        """Add each to the lane that it names as `lane`, after those that are there.
+    def add_callback(self, callback: Any) -> None:
+        """Add one callback.
+
+        Raises:
+            ConfigError: as `add_callbacks`.
+        """
+        self._add([callback], None)
+
+    def add_callbacks(self, callbacks: Any) -> None:
+        """Add each, or the one, to the lane that it names as `lane`, after those that are there.
 
         Raises:
             ConfigError: if one has no hook, or one that there is not; none is added then.
         """
         self._add(callbacks, None)
 
-    def add_prologues(self, callbacks: Iterable[Any]) -> None:
+    def add_prologues(self, callbacks: Any) -> None:
         """Add callbacks that run before the others.
 
         Raises:
@@ -98,7 +110,7 @@ class RecipeCallbacks(Algorithm):
         """
         self._add(callbacks, Lane.PROLOGUE)
 
-    def add_epilogues(self, callbacks: Iterable[Any]) -> None:
+    def add_epilogues(self, callbacks: Any) -> None:
         """Add callbacks that run after the others, but for those that write checkpoints.
 
         Raises:
@@ -124,6 +136,11 @@ class RecipeCallbacks(Algorithm):
         values["iters"] = clock.batch
         values["epoch_batch"] = clock.batch_in_epoch
         values["fraction"] = state.fraction
+
+    def note_returned(self, returned: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Remember what came from the step, and give it back."""
+        self._returned.update(returned)
+        return returned
 
     def to(self, device: torch.device) -> None:
         """Tell the callbacks that the recipe has moved."""
@@ -172,8 +189,13 @@ class RecipeCallbacks(Algorithm):
                 each.load_state_dict(found[1])
 
     def close(self) -> None:
-        """Close the callbacks, and let go of the batch."""
+        """Close the callbacks, and let go of the batch and what was computed from it."""
         self.state["batch"] = None
+        if not self.keeps_returned:
+            for name in self._returned:
+                if _is_large(self.state.get(name)):
+                    del self.state[name]
+        self._returned.clear()
         with ExitStack() as stack:  # all of them, even if one fails
             for each in self.all:
                 if callable(getattr(each, "close", None)):
@@ -182,8 +204,9 @@ class RecipeCallbacks(Algorithm):
     def _stateful(self, *lanes: Lane) -> list[Any]:
         return [each for lane in lanes for each in self._lanes[lane] if _has_state(each)]
 
-    def _add(self, callbacks: Iterable[Any], lane: Lane | None) -> None:
-        added = list(callbacks)
+    def _add(self, callbacks: Any, lane: Lane | None) -> None:
+        is_one = not isinstance(callbacks, Iterable) or _has_hook(callbacks)
+        added = [callbacks] if is_one else list(callbacks)
         for each in added:
             _check_hooks(each)
         lanes = [_lane_of(each) if lane is None else lane for each in added]
@@ -193,6 +216,18 @@ class RecipeCallbacks(Algorithm):
             event: tuple(getattr(each, name) for each in self.all if hasattr(each, name))
             for event, name in HOOKS.items()
         }
+
+
+def _has_hook(value: Any) -> bool:
+    return any(hasattr(value, name) for name in HOOKS.values())
+
+
+def _is_large(value: Any) -> bool:
+    """Whether there are tensors of more than one element in it."""
+    if isinstance(value, Tensor):
+        return value.numel() > 1
+    inner = value.values() if isinstance(value, Mapping) else value
+    return isinstance(value, (Mapping, tuple, list)) and any(map(_is_large, inner))
 
 
 def _check_hooks(callback: Any) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import CheckpointError, ConfigError
+from compressor.errors import CheckpointError, ConfigError, suggest
 from compressor.interfaces.data import map_leaves
 from compressor.interfaces.device import Device
 from compressor.training.checkpoint import LATEST, check_plain, read_checkpoint
@@ -20,11 +21,14 @@ from compressor.training.setup import DeviceLike, torch_device
 from compressor.training.step import ManualStep
 from compressor.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 StepFunction: TypeAlias = Callable[[Any], "Mapping[str, Any] | None"]
 
 
 class RecipeOptions(TypedDict, total=False):
-    """What every recipe takes; see `recipe`."""
+    """What every recipe takes; see `Recipe`."""
 
     device: torch.device | Device | str
     seed: int
@@ -33,32 +37,24 @@ class RecipeOptions(TypedDict, total=False):
     autoresume: bool
 
 
-def recipe(
-    step_fn: StepFunction,
-    loader: Iterable[Any],
-    *,
-    device: torch.device | Device | str = "cpu",
-    seed: int = 0,
-    save_dir: str | Path | None = None,
-    save_interval: DurationLike = "1ep",
-    autoresume: bool = False,
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Recipe:
+class BareOptions(RecipeOptions, total=False):
+    """What `recipe` takes; see `Recipe`."""
+
+    around: Callable[[], AbstractContextManager[Any]]
+
+
+def recipe(step_fn: StepFunction, loader: Iterable[Any], **options: Unpack[BareOptions]) -> Recipe:
     """A loop that calls `step_fn` on every batch, and the hooks of callbacks.
 
     Args:
-        step_fn: of a batch on `device`; does forward, backward and what else is to be done. What it
-            returns, a dict or nothing, goes into the recipe's state, its tensors detached.
+        step_fn: of a batch on the recipe's device; does forward, backward and what else is to be
+            done. What it returns, a dict or nothing, goes into the recipe's state, its tensors
+            detached; those of more than one element are gone from there when a run ends.
         loader: any iterable of batches that can be iterated again.
-        device: where batches, and what is registered, go.
-        seed: of all that is drawn in the loop.
-        save_dir: folder of the checkpoint; None writes none.
-        save_interval: between checkpoints: '1ep', '500ba'. One always follows the end.
-        autoresume: `run` goes on from the checkpoint of `save_dir`, if there is one.
-        around: gives a context that every run is in.
+        options: of `Recipe`: `device`, `seed`, `save_dir`, `save_interval`, `autoresume`, `around`.
 
     Raises:
-        ConfigError: what contradicts itself.
+        ConfigError: what contradicts itself, or an unknown option.
 
     >>> seen = []
     >>> loop = recipe(lambda batch: {"loss": batch.sum()}, [torch.ones(2)] * 3)
@@ -69,9 +65,24 @@ def recipe(
     >>> loop.run(1)["epoch"], seen
     (1, [(1, 2.0), (2, 2.0), (3, 2.0)])
     """
-    if autoresume and save_dir is None:
-        raise ConfigError("autoresume needs a folder of checkpoints. Give save_dir.")
-    return Recipe(step_fn, loader, device, seed, save_dir, save_interval, autoresume, around)
+    check_options(recipe, options, BareOptions)
+    return Recipe(step_fn, loader, **options)
+
+
+def check_options(function: Callable[..., Any], options: Mapping[str, Any], known: Any) -> None:
+    """Do nothing if all `options` of `function` are keys of the TypedDict `known`.
+
+    Raises:
+        ConfigError: if one is not; it names the function.
+    """
+    for name in options:
+        if name not in known.__optional_keys__:
+            named = inspect.signature(function).parameters.values()
+            own = [each.name for each in named if each.kind is each.KEYWORD_ONLY]
+            raise ConfigError(
+                f"{function.__name__} has no option {name!r}. "
+                f"{suggest(name, [*own, *known.__optional_keys__])}"
+            )
 
 
 class Recipe:
@@ -80,9 +91,22 @@ class Recipe:
     What was registered by `register` is an attribute. Everything is bit-equal after a resume, also
     within an epoch, as far as it is registered or the state of a callback.
 
+    Args:
+        step_fn: as in `recipe`.
+        loader: any iterable of batches that can be iterated again.
+        device: where batches, and what is registered, go.
+        seed: of all that is drawn in the loop.
+        save_dir: folder of the checkpoint; None writes none.
+        save_interval: between checkpoints: '1ep', '500ba'. One always follows the end.
+        autoresume: `run` goes on from the checkpoint of `save_dir`, if there is one.
+        around: gives a context that every run is in.
+
     Attributes:
         trainer: runs the loop.
         callbacks: see `RecipeCallbacks`.
+
+    Raises:
+        ConfigError: what contradicts itself.
     """
 
     trainer: Trainer
@@ -92,19 +116,21 @@ class Recipe:
         self,
         step_fn: StepFunction,
         loader: Iterable[Any],
-        device: torch.device | Device | str,
-        seed: int,
-        save_dir: str | Path | None,
-        save_interval: DurationLike,
-        autoresume: bool,
-        around: Callable[[], AbstractContextManager[Any]],
+        *,
+        device: torch.device | Device | str = "cpu",
+        seed: int = 0,
+        save_dir: str | Path | None = None,
+        save_interval: DurationLike = "1ep",
+        autoresume: bool = False,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """As `recipe`."""
+        if autoresume and save_dir is None:
+            raise ConfigError("autoresume needs a folder of checkpoints. Give save_dir.")
         own = vars(self)  # beside __setattr__, which asks what is registered
-        own["callbacks"] = RecipeCallbacks()
+        own["callbacks"] = callbacks = RecipeCallbacks()
         own["trainer"] = Trainer(
             nn.Module(),  # what is trained is registered, or only known to `step_fn`
-            ManualStep(lambda batch: _check_returned(step_fn(batch))),
+            ManualStep(lambda batch: callbacks.note_returned(_check_returned(step_fn(batch)))),
             train_dataloader=loader,
             max_duration=0,
             algorithms=[self.callbacks],
@@ -133,6 +159,15 @@ class Recipe:
             ConfigError: if `name` is taken or could not be an attribute, or `value` could not be
                 saved.
         """
+        registered = self.trainer.registered
+        if name in registered and registered[name] is not value:
+            raise ConfigError(
+                f"Something else is registered as {name!r}. Choose another name, or assign: "
+                f"recipe.{name} = ..."
+            )
+        self._register(name, value)
+
+    def _register(self, name: str, value: Any) -> None:
         if hasattr(type(self), name) or name in vars(self):
             raise ConfigError(f"A recipe has its own {name!r}. Register the value by another name.")
         if not isinstance(value, Tensor) and not callable(getattr(value, "state_dict", None)):
@@ -248,7 +283,7 @@ class Recipe:
                 f"Nothing is registered as {name!r}. Call register({name!r}, ...), so that it is "
                 "saved and restored."
             )
-        self.register(name, value)
+        self._register(name, value)
 
 
 def _check_returned(returned: Any) -> Mapping[str, Any]:

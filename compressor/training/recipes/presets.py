@@ -11,7 +11,13 @@ from torch import nn
 
 from compressor.interfaces.evaluation import evaluating
 from compressor.logs import get_logger
-from compressor.training.recipes.loop import Recipe, RecipeOptions, StepFunction, recipe
+from compressor.training.recipes.loop import (
+    Recipe,
+    RecipeOptions,
+    StepFunction,
+    check_options,
+    recipe,
+)
 from compressor.training.recipes.reporting import LOG_EVERY, TEST_EVERY, CallRecipe, StdoutLogger
 from compressor.training.step import in_training_mode
 
@@ -57,6 +63,7 @@ def train_and_test(
         log_every: batches between lines of the log; -1: only when an epoch ends.
         options: of `recipe`.
     """
+    check_options(train_and_test, options, RecipeOptions)
     loop = recipe(train_fn, train_loader, around=lambda: in_training_mode(model), **options)
     return _with_second_loop(
         loop, model, test_fn, test_loader, "test", run_every=test_every, log_every=log_every
@@ -85,8 +92,9 @@ def train_and_call(
         log_every: batches between lines of the log; -1: only when an epoch ends.
         options: of `recipe`.
     """
+    check_options(train_and_call, options, RecipeOptions)
     loop = recipe(train_fn, loader, around=lambda: in_training_mode(model), **options)
-    return _with_second_loop(
+    _with_second_loop(
         loop,
         model,
         lambda _: call_fn(),
@@ -95,6 +103,8 @@ def train_and_call(
         run_every=call_every,
         log_every=log_every,
     )
+    loop.call_loop.callbacks.keeps_returned = True
+    return loop
 
 
 def _with_second_loop(

@@ -12,15 +12,15 @@ from compressor.interfaces.device import Device
 from compressor.interfaces.evaluation import Evaluation, evaluate, model_device
 from compressor.interfaces.forward_pass import ForwardPass
 from compressor.interfaces.loss import Loss, call_loss
-from compressor.training.step import Replay
+from compressor.training.step import replaying
 from compressor.training.tasks.base import TaskModel
 
 
 class AdaptedTask(TaskModel):
     """Calls, trains and judges `model` as the user of an engine wrote it.
 
-    The loss function calls the model itself. Here it is handed a stand-in that gives back what
-    `forward` returned, so that the model runs once, and algorithms have a say in its outputs. It
+    The loss function calls the model itself. Here the model gives back what
+    `forward` returned, so that it runs once, and algorithms have a say in its outputs. It
     may call it once, on the inputs of the forward pass.
 
     Args:
@@ -67,7 +67,8 @@ class AdaptedTask(TaskModel):
             LossError: if one is not a tensor with one element.
         """
         self._tell_device()
-        return call_loss(self.loss_function, Replay(self.model, [outputs]), batch)
+        with replaying(self.model, [outputs]) as model:
+            return call_loss(self.loss_function, model, batch)
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """The metrics of the evaluation function, all finite.

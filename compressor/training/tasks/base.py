@@ -64,6 +64,12 @@ class TaskModel(nn.Module, ABC):
         """A scalar, or named scalars that are summed, of what `forward` returned for `batch`.
 
         Everything that it needs must be in its arguments: algorithms call it with other targets.
+
+        Returns:
+            Of shape (): one tensor, which is the term "loss"; or a dict of terms by name. Their sum
+            is trained, to which algorithms may add terms; a factor is the task's own business.
+            The mean of each over an epoch is `state.train_metrics["train/name"]`, and of the sum
+            "train/total".
         """
 
     def eval_forward(self, batch: Any, outputs: Any = None) -> Any:

@@ -18,14 +18,15 @@ class ClassifierTask(TaskModel):
     """A network of class scores (N, K, ...), trained and judged on (inputs, targets).
 
     Targets are class indices (N, ...) or probabilities (N, K, ...), as mixing makes them; metrics
-    see the likeliest class of these.
+    see the likeliest class of these. Scores may also be the "logits" of a mapping, or the attribute
+    `logits` of an object: loss and metrics are given these alone.
 
     Args:
         net: is called with the inputs of a batch.
         num_classes: K, which the metrics then check; None: they take any.
         loss_fn: (scores, targets) to a scalar or to named ones; None is cross entropy.
         train_metrics: as `get_metrics` may return them; None is the accuracy, 0 to 1; () is none.
-        val_metrics: likewise, for evaluation.
+        eval_metrics: likewise, for evaluation.
         input_key: place of the inputs in a batch.
         target_key: place of the targets.
 
@@ -42,7 +43,7 @@ class ClassifierTask(TaskModel):
         num_classes: int | None = None,
         loss_fn: OutputLoss | None = None,
         train_metrics: Any = None,
-        val_metrics: Any = None,
+        eval_metrics: Any = None,
         *,
         input_key: int | str = 0,
         target_key: int | str = 1,
@@ -53,27 +54,28 @@ class ClassifierTask(TaskModel):
         self.train_metrics = held_metrics(
             _accuracy(num_classes) if train_metrics is None else train_metrics
         )
-        self.val_metrics = held_metrics(
-            _accuracy(num_classes) if val_metrics is None else val_metrics
+        self.eval_metrics = held_metrics(
+            _accuracy(num_classes) if eval_metrics is None else eval_metrics
         )
         self.input_key = input_key
         self.target_key = target_key
 
     def forward(self, batch: Any) -> Any:
-        """Scores (N, K, ...)."""
+        """What the network returns: scores (N, K, ...), or what has them as "logits"."""
         return self.model(get_item(batch, self.input_key))
 
     def loss(self, outputs: Any, batch: Any) -> Tensor | Mapping[str, Tensor]:
         """The cross entropy, or what `loss_fn` returns."""
-        return self.loss_fn(outputs, get_item(batch, self.target_key))
+        return self.loss_fn(_scores(outputs), get_item(batch, self.target_key))
 
     def get_metrics(self, is_train: bool = False) -> Any:
         """The accuracy, unless others were given."""
-        return self.train_metrics if is_train else self.val_metrics
+        return self.train_metrics if is_train else self.eval_metrics
 
     def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None:
         """Take in the scores, and the targets as class indices."""
-        metric.update(outputs, as_indices(get_item(batch, self.target_key), outputs))
+        scores = _scores(outputs)
+        metric.update(scores, as_indices(get_item(batch, self.target_key), scores))
 
 
 def as_indices(targets: Any, scores: Any) -> Any:
@@ -91,6 +93,15 @@ def as_indices(targets: Any, scores: Any) -> Any:
         and targets.dim() > 1
     )
     return targets.argmax(dim=1) if is_soft else targets
+
+
+def _scores(outputs: Any) -> Any:
+    """The logits among what a network returned; all else as it is, for a loss of the user's own."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
 
 
 def _accuracy(num_classes: int | None) -> dict[str, nn.Module]:

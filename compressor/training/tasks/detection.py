@@ -40,9 +40,9 @@ class DetectionTask(TaskModel):
         self.model = net
         if metrics is None:
             backend = next((name for name in BACKENDS if find_spec(name)), None)
-            self.val_metrics = None if backend is None else held_metrics(_precision(backend))
+            self.eval_metrics = None if backend is None else held_metrics(_precision(backend))
         else:
-            self.val_metrics = held_metrics(metrics)
+            self.eval_metrics = held_metrics(metrics)
 
     def forward(self, batch: Any) -> Any:
         """In training mode the network's dict of losses, in eval mode its predictions."""
@@ -81,9 +81,9 @@ class DetectionTask(TaskModel):
         """
         if is_train:
             return {}
-        if self.val_metrics is None:
+        if self.eval_metrics is None:
             require(BACKENDS[0], extra="detection")
-        return self.val_metrics
+        return self.eval_metrics
 
     def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None:
         """Take in predictions and targets, as lists of dicts."""

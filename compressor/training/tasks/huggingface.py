@@ -30,6 +30,9 @@ class HuggingFaceTask(TaskModel):
     (T,), without the ignored ones; in a causal language model each token is judged by the logits of
     the one before. The numbers of a regression with one label are (N,) and (N,).
 
+    Attributes:
+        class_dim: where algorithms find the classes in logits of three dimensions: (N, T, K).
+
     Args:
         model: a model of transformers with a head; it is called with keywords.
         tokenizer: is kept beside the model; its vocabulary must fit.
@@ -45,6 +48,8 @@ class HuggingFaceTask(TaskModel):
         MissingDependencyError: without transformers.
         ModelError: if the tokenizer knows more tokens than the model.
     """
+
+    class_dim = -1
 
     def __init__(
         self,
@@ -62,9 +67,9 @@ class HuggingFaceTask(TaskModel):
         _check_vocabulary(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.val_metrics = held_metrics(metrics)
+        self.eval_metrics = held_metrics(metrics)
         self.train_metrics = (
-            copy.deepcopy(self.val_metrics)
+            copy.deepcopy(self.eval_metrics)
             if train_metrics is None
             else held_metrics(train_metrics)
         )
@@ -80,6 +85,7 @@ class HuggingFaceTask(TaskModel):
         """This task with another network, which is given what its own `forward` names."""
         task = super().around(net)
         task._names = _argument_names(net)
+        task._seen_labels = None
         return task
 
     def forward(self, batch: Any) -> Any:
@@ -94,7 +100,8 @@ class HuggingFaceTask(TaskModel):
         }
         if self.loss_fn is not None and not self._config("is_encoder_decoder", False):
             arguments.pop(self.label_key, None)
-        self._seen_labels = arguments.get(self.label_key)
+        is_needed = self.loss_fn is None and torch.is_grad_enabled()  # else not kept alive
+        self._seen_labels = arguments.get(self.label_key) if is_needed else None
         return self.model(**arguments)
 
     def loss(self, outputs: Any, batch: Any) -> Tensor | Mapping[str, Tensor]:
@@ -115,7 +122,7 @@ class HuggingFaceTask(TaskModel):
                 f"(it has {', '.join(map(str, batch))}), or the task a loss_fn(outputs, batch)."
             )
         labels = batch.get(self.label_key)
-        if labels is None or labels is self._seen_labels:
+        if self._seen_labels is None or labels is None or labels is self._seen_labels:
             return own
         self._check_loss(outputs["logits"], own)
         return self._loss_of(outputs["logits"], labels)
@@ -127,7 +134,7 @@ class HuggingFaceTask(TaskModel):
 
     def get_metrics(self, is_train: bool = False) -> Any:
         """Those that were given."""
-        return self.train_metrics if is_train else self.val_metrics
+        return self.train_metrics if is_train else self.eval_metrics
 
     def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None:
         """Take in logits and labels; tokens are flattened, and ignored ones left out."""
@@ -151,8 +158,10 @@ class HuggingFaceTask(TaskModel):
 
     def _update_tokens(self, logits: Tensor, labels: Tensor, metric: Any) -> None:
         logits, labels = self._aligned(logits, labels)
-        labels = labels.argmax(-1) if labels.dim() == logits.dim() else labels
-        counts = labels != IGNORED
+        if labels.dim() == logits.dim():  # weights of the classes, 0 for ignored tokens
+            counts, labels = labels.sum(-1) > 0, labels.argmax(-1)
+        else:
+            counts = labels != IGNORED
         logits, labels = logits[counts], labels[counts]
         if type(metric).__name__ == "Perplexity":  # torchmetrics' own demands sequences
             logits, labels = logits[None], labels[None]
@@ -171,12 +180,17 @@ class HuggingFaceTask(TaskModel):
             return F.mse_loss(logits.squeeze(), labels.squeeze())
         elif self._config("problem_type", None) == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels)
-        return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+        logits = logits.float()
+        if labels.shape == logits.shape:
+            # Divided by what counts: of shifted tokens, fewer are ignored than algorithms saw.
+            return F.cross_entropy(logits, labels, reduction="sum") / labels.sum()
+        return F.cross_entropy(logits, labels, ignore_index=IGNORED)
 
     def _check_loss(self, logits: Tensor, own: Tensor) -> None:
         """Do nothing if the model's loss is the one that `_loss_of` computes; look at it once."""
-        if self._has_known_loss or self._seen_labels is None:
+        if self._has_known_loss:
             return
+        assert self._seen_labels is not None
         with torch.no_grad():
             ours = self._loss_of(logits, self._seen_labels) if logits.dim() < 4 else None
             # 0.01: under autocast the model's is rounded to 8 bits; another loss is farther off.

@@ -161,7 +161,7 @@ SETTINGS: dict[str, Case] = {
     "Distillation, one of two": Case(
         lambda: Distillation([Images(seed=3), Images(seed=4)], sample=True), is_per_sample=False
     ),
-    "EMA": Case(lambda: EMA(0.9, period=2)),
+    "EMA": Case(lambda: EMA(0.9, period=2), is_alone=True),
     "GradientClipping": Case(lambda: GradientClipping(0.05)),
     "GradientClipping, value": Case(lambda: GradientClipping(0.01, kind="value")),
     "GradientClipping, adaptive": Case(lambda: GradientClipping(0.01, kind="adaptive")),
@@ -176,5 +176,5 @@ SETTINGS: dict[str, Case] = {
     "ProgressiveResizing": Case(ProgressiveResizing),
     "SAM": Case(SAM),
     "SAM, now and then": Case(lambda: SAM(interval=3)),
-    "SWA": Case(lambda: SWA(start="0dur", interval="2ba", batchnorm_batches=2)),
+    "SWA": Case(lambda: SWA(start="0dur", interval="2ba", batchnorm_batches=2), is_alone=True),
 }

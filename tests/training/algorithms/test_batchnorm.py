@@ -100,6 +100,27 @@ def test_left_to_itself_it_takes_the_training_data_and_the_training_step() -> No
     torch.testing.assert_close(norm.running_mean, torch.stack([h.mean(0) for h in hidden]).mean(0))
 
 
+def test_the_loaders_own_generator_has_no_say_in_which_batches_are_taken() -> None:
+    def statistics(seed: int) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+
+        class Noting(Algorithm):
+            events = frozenset({Event.EPOCH_START})
+
+            def on(self, event: Event, state: State) -> None:
+                seen.append(state.model[1].running_mean.clone())
+
+        trainer = make_trainer(
+            train_dataloader=make_loader(shuffle=True, seed=seed),
+            algorithms=[BatchNormReestimation(count=1), Noting()],
+            max_duration="1ep",
+        )
+        trainer.fit()
+        return seen[0]
+
+    assert torch.equal(statistics(3), statistics(4))
+
+
 class Editing(Algorithm):
     events = frozenset({Event.BATCH_END})
 

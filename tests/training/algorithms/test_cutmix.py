@@ -5,12 +5,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import ConfigError, DataError
+from compressor.training import Algorithm, Trainer
 from compressor.training.algorithms.cutmix import CutMix, cutmix, cutmix_batch, draw_box
-from tests.training.algorithms.mixing_job import CLASSES, SIZE, make_batch, telling_images, train
+from compressor.training.algorithms.label_smoothing import LabelSmoothing
+from compressor.training.algorithms.mixup import MixUp
+from tests.training.algorithms.mixing_job import (
+    CLASSES,
+    SIZE,
+    TellingTask,
+    make_batch,
+    telling_images,
+    train,
+)
 
 
 def test_pixels_in_the_box_are_the_others_and_no_others() -> None:
@@ -97,6 +107,85 @@ def test_without_its_targets_mixed_most_of_an_image_stays() -> None:
     ]
     assert min(own) >= 0.5
     assert min(own) < 0.8
+
+
+def test_maps_get_the_rectangle_that_their_images_get() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 2, 5, 6, generator=generator)
+    maps = torch.randint(4, (3, 5, 6), generator=generator)
+    before, order = maps.clone(), torch.tensor([2, 0, 1])
+    maps[2, 2, 1] = before[2, 2, 1] = -100  # in the box: is pasted too
+    mixed, pasted, mixing, box = cutmix_batch(images, maps, box=(1, 2, 4, 5), indices=order)
+    for y in range(5):
+        for x in range(6):
+            source = order if 1 <= x < 4 and 2 <= y < 5 else torch.arange(3)
+            assert torch.equal(mixed[:, :, y, x], images[source, :, y, x])
+            assert torch.equal(pasted[:, y, x], maps[source, y, x])
+    assert (mixing, box) == (1.0, (1, 2, 4, 5))
+    assert torch.equal(maps, before)
+
+
+class Segmentation(TellingTask):
+    """Each pixel tells its class; the loss sees maps of the classes."""
+
+    def forward(self, batch: Any) -> Tensor:
+        self.shares.append(batch[0])
+        scores: Tensor = self.model(batch[0].movedim(1, -1)).movedim(-1, 1)
+        return scores
+
+
+def make_maps(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randint(CLASSES, (6, SIZE, SIZE), generator=generator)
+    return F.one_hot(maps, CLASSES).movedim(-1, 1).float(), maps
+
+
+def segment(*algorithms: Algorithm, maps: Any = make_maps) -> Segmentation:
+    task = Segmentation()
+    loader = [maps(seed) for seed in range(3)]
+    Trainer(task, train_dataloader=loader, max_duration="1ep", algorithms=algorithms).fit()
+    return task
+
+
+@pytest.mark.parametrize("interpolate_loss", [False, True])
+def test_a_segmentation_trains_on_the_pasted_maps(interpolate_loss: bool) -> None:
+    # They were mixed by the share of the area, which is wrong for every pixel.
+    task = segment(CutMix(interpolate_loss=interpolate_loss))
+    for images, maps in zip(task.shares, task.targets, strict=True):
+        assert torch.equal(images.argmax(1), maps)
+    assert not torch.equal(task.shares[0], make_maps(0)[0])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_maps_are_mixed_pasted_and_smoothed(order: list[int]) -> None:
+    algorithms = [MixUp(1.0), CutMix(1.0), LabelSmoothing(0.2)]
+    task = segment(*(algorithms[index] for index in order))
+    for images, maps in zip(task.shares, task.targets, strict=True):
+        torch.testing.assert_close(maps, 0.8 * images + 0.2 / CLASSES)
+
+
+def test_ignored_pixels_survive_and_are_not_counted() -> None:
+    def make(seed: int) -> tuple[Tensor, Tensor]:
+        images, maps = make_maps(seed)
+        maps[:, :2] = 9
+        images[:, :, :2] = 0
+        return images, maps
+
+    hard = segment(CutMix(), maps=lambda seed: (make(seed)[0], make(seed)[1].clamp(max=3)))
+    soft = segment(LabelSmoothing(0.0, ignore_index=9), CutMix(), maps=make)
+    for images, maps, pasted in zip(soft.shares, soft.targets, hard.targets, strict=True):
+        is_counted = images.sum(1) > 0
+        assert pasted.shape == is_counted.shape
+        assert torch.equal(maps.sum(1) > 0, is_counted)
+        torch.testing.assert_close(maps.sum(), torch.tensor(float(is_counted.numel())))
+
+
+def test_maps_of_another_size_are_refused() -> None:
+    images, maps = make_maps(0)
+    with pytest.raises(DataError, match=r"\(6, 4, 4\) are no classes, nor maps.*\(6, 4, 8, 8\)"):
+        cutmix_batch(images, maps[:, ::2, ::2])
+    with pytest.raises(DataError, match="are maps, which must get the same patch"):
+        cutmix(images, maps)
 
 
 def test_what_cannot_be_mixed_is_refused() -> None:

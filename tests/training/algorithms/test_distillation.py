@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from compressor.errors import ConfigError, ModelError
 from compressor.structure import surgery
 from compressor.testing.models import TinyResNet
-from compressor.training import Algorithm, Event, EventEngine, State, TaskModel
+from compressor.training import (
+    Algorithm,
+    Callback,
+    Event,
+    EventEngine,
+    State,
+    TaskModel,
+    Window,
+)
 from compressor.training.algorithms.distillation import (
     Distillation,
     distillation_loss,
@@ -245,7 +255,7 @@ def test_layers_that_surgery_replaces_are_tapped_and_those_it_removes_drop_out()
     distillation = Distillation(make_model(seed=1), features=["0", "3"])
     trainer = make_trainer(algorithms=[distillation, Editing()], max_duration="3ep")
     trainer.fit()
-    assert distillation.features == {"0": "0"}
+    assert distillation.features == {"0": "0", "3": "3"}  # as given, for another trainer
     assert trainer.state.train_metrics["train/distillation_features"] > 0
 
 
@@ -277,8 +287,23 @@ def test_a_model_cannot_be_its_own_teacher() -> None:
         make_trainer(model, algorithms=[Distillation(model)]).fit()
     with pytest.raises(ConfigError, match="no teacher"):
         Distillation([])
-    with pytest.raises(ConfigError, match="temperature=0"):
-        Distillation(make_model(), temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": 0}, "temperature=0"),
+        ({"weight": 0}, "weight=0 compares no outputs"),
+        ({"weight": 0, "features": ["0"], "feature_weight": 0}, "weight=0 compares no outputs"),
+        ({"weight": -1}, "weight=-1 would reward"),
+        ({"task_weight": -1}, "task_weight=-1 would reward"),
+        ({"feature_weight": -1, "features": ["0"]}, "feature_weight=-1 would reward"),
+        ({"features": "layer"}, r"Write \['layer'\]"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Distillation(make_model(), **options)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -341,3 +366,139 @@ def test_a_compiled_student_has_its_taps(is_task: bool) -> None:
     for name, value in eager[0].items():
         torch.testing.assert_close(value, compiled[0][name])
     assert eager[1] == [pytest.approx(metrics) for metrics in compiled[1]]
+
+
+def held(distillation: Distillation) -> int:
+    return sum(map(len, distillation._student_taps._outputs.values()))
+
+
+@pytest.mark.parametrize("window", [("0dur", "0.5dur"), ("0.5dur", "1dur")])
+def test_no_feature_is_held_after_a_batch_inside_or_outside_a_window(window: Any) -> None:
+    """Outside, each batch left a tensor with its graph."""
+    distillation = Distillation(make_model(seed=1), features=["0"])
+    distillation.window = Window.parse(*window)
+    counts: list[int] = []
+    acts: list[bool] = []
+
+    class Counting(Callback):
+        events = frozenset({Event.BATCH_END})
+
+        def on(self, event: Event, state: State) -> None:
+            counts.append(held(distillation))
+            acts.append("distillation_features" in state.losses)
+
+    make_trainer(algorithms=[distillation], callbacks=[Counting()]).fit()
+    assert counts == [0] * 8
+    is_early = window[0] == "0dur"
+    assert acts == [is_early] * 4 + [not is_early] * 4
+
+
+def test_features_of_a_pass_that_was_broken_off_do_not_count() -> None:
+    task = Classifier(make_model())
+    state, distillation = State(task, "1ep"), Distillation(make_model(seed=1), features=["0"])
+    engine = EventEngine(state, [distillation])
+    engine.run_event("setup")
+    state.batch = next(iter(make_loader()))
+    for _ in range(2):  # the first did not fit into memory
+        engine.run_event("before_forward")
+        state.outputs = task(state.batch)
+    assert held(distillation) == 1
+    state.loss = task.loss(state.outputs, state.batch)
+    engine.run_event("after_loss")
+    assert "distillation_features" in state.losses
+    engine.close()
+
+
+def test_activations_that_the_backward_pass_computes_again_do_not_count() -> None:
+    class Thrifty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = make_model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[1:](checkpoint(self.layers[0], x, use_reentrant=False))
+
+    distillation = Distillation(make_model(seed=1), features={"layers.0": "0"})
+    trainer = make_trainer(Thrifty(), algorithms=[distillation])
+    trainer.fit()
+    plain = make_trainer(algorithms=[Distillation(make_model(seed=1), features=["0"])])
+    plain.fit()
+    assert trainer.state.train_metrics == pytest.approx(plain.state.train_metrics)
+
+
+def test_weights_that_task_terms_have_already_are_multiplied() -> None:
+    class Halving(Algorithm):
+        events = frozenset({Event.AFTER_LOSS})
+
+        def on(self, event: Event, state: State) -> None:
+            state.weights["loss"] = 0.5
+
+    distillation = Distillation(make_model(seed=1), weight=2.0, task_weight=0.3)
+    metrics = distances_of(Halving(), distillation)
+    total = 0.15 * metrics["train/loss"] + 2 * metrics["train/distillation"]
+    assert metrics["train/total"] == pytest.approx(total)
+
+
+def test_one_that_was_used_before_compares_all_features_of_another_model() -> None:
+    class Removing(Algorithm):
+        events = frozenset({Event.BATCH_END})
+
+        def on(self, event: Event, state: State) -> None:
+            if state.clock.batch == 2:
+                state.edit(lambda m: surgery.remove(m, "3"))
+
+    used = Distillation(make_model(seed=1), features=["0", "3"])
+    make_trainer(algorithms=[used, Removing()]).fit()
+    fresh = Distillation(make_model(seed=1), features=["0", "3"])
+    assert distances_of(used) == distances_of(fresh)
+
+
+class Tokens(TaskModel):
+    """Scores of each token, by a model that is not told which are padding."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any) -> Any:
+        return {"logits": self.model(batch["input_ids"])}
+
+    def loss(self, outputs: Any, batch: Any) -> Tensor:
+        return outputs["logits"].square().mean()
+
+
+class Told(nn.Module):
+    """The same of transformers' kind, which gives an object."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return SimpleNamespace(logits=self.model(input_ids))
+
+
+@pytest.mark.parametrize("kind", [Tokens, Told])
+def test_padding_does_not_count_where_the_batch_or_the_call_says_what_it_is(kind: Any) -> None:
+    def embedding(seed: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return nn.Embedding(9, 4)
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        outputs = model(batch[0], attention_mask=batch[1])
+        return outputs.logits.square().mean()
+
+    ids = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]])
+    mask = (ids > 0).long()
+    metrics = distances_of(
+        Distillation(kind(embedding(1))),
+        model=kind(embedding(0)),
+        step=None if kind is Tokens else step,
+        train_dataloader=[
+            {"input_ids": ids, "attention_mask": mask} if kind is Tokens else (ids, mask)
+        ],
+    )
+    words = torch.arange(1, 6)
+    wanted = distillation_loss(embedding(0)(words), embedding(1)(words))
+    assert metrics["train/distillation"] == pytest.approx(wanted.item())

@@ -12,13 +12,23 @@ import torch
 from torch import nn
 
 import compressor.functional as cf
+from compressor.errors import ConfigError
 from compressor.structure import surgery
-from compressor.training import Algorithm, Event, State, Trainer, algorithms
+from compressor.training import Algorithm, Evaluator, Event, State, Trainer, algorithms
+from compressor.training.algorithms import (
+    BatchNormReestimation,
+    CutMix,
+    MixUp,
+    ProgressiveResizing,
+)
+from compressor.training.algorithms.weight_average import WeightAverage
 from compressor.training.card import Card
-from tests.training.algorithms.settings import INNER, SETTINGS, Case, Images
+from tests.training.algorithms.settings import INNER, SETTINGS, Case, Images, make_images
 from tests.training.helpers import are_equal, weights_of
 from tests.training.test_resume import Interrupt, content_of, deep_equal
 
+OF_IMAGES = {name: case for name, case in SETTINGS.items() if case.task is Images}
+IMAGES = tuple(make_images())
 CASES = pytest.mark.parametrize("case", SETTINGS.values(), ids=SETTINGS)
 
 
@@ -49,6 +59,18 @@ class EMAKeyed(algorithms.EMA):
 
     def __init__(self) -> None:
         super().__init__(0.9, period=2)
+
+
+def beside_an_average(algorithm: Algorithm) -> list[Algorithm]:
+    """With one, unless it is one."""
+    return [algorithm] if isinstance(algorithm, WeightAverage) else [algorithm, EMAKeyed()]
+
+
+def error(model: nn.Module) -> dict[str, float]:
+    """The loss on the images, as a metric."""
+    with torch.no_grad():
+        losses = [model.loss(model(batch), batch) for batch in IMAGES]
+    return {"error": float(torch.stack(losses).mean())}
 
 
 def test_every_algorithm_is_in_the_table() -> None:
@@ -184,7 +206,7 @@ def test_surgery_twice_is_surgery_once(case: Case) -> None:
 def test_the_model_is_pruned_inside_a_fit(case: Case, optimizer: str, precision: Any) -> None:
     options = {"momentum": 0.9} if optimizer == "SGD" else {}
     trainer = case.make_trainer(
-        [case.make(), EMAKeyed(), Narrowing()],
+        [*beside_an_average(case.make()), Narrowing()],
         optimizers={"name": optimizer, "lr": 0.01, **options},
         precision=precision,
         eval_dataloader=case.loader(),
@@ -203,6 +225,52 @@ def test_the_model_is_pruned_inside_a_fit(case: Case, optimizer: str, precision:
     assert {id(p) for g in trainer.optimizer.param_groups for p in g["params"]} == {
         id(parameter) for parameter in net.parameters()
     }
+
+
+@pytest.mark.parametrize("is_reestimated", [False, True])
+@pytest.mark.parametrize("case", OF_IMAGES.values(), ids=OF_IMAGES)
+def test_what_is_reported_last_is_of_the_model_that_is_kept(
+    case: Case, is_reestimated: bool
+) -> None:
+    """Also when it was pruned after the last batch."""
+    chosen = [*beside_an_average(case.make()), Narrowing()]
+    if is_reestimated:
+        statistics = BatchNormReestimation(count=2)
+        statistics.key = "statistics"
+        chosen.append(statistics)
+    trainer = case.make_trainer(
+        chosen,
+        eval_dataloader=Evaluator(function=error),
+        eval_interval="1ba",
+        max_duration="3ba",
+    )
+    trainer.fit()
+    trainer.model.eval()
+    assert error(trainer.model) == trainer.state.metrics
+
+
+@pytest.mark.parametrize("mixing", [MixUp, CutMix])
+def test_images_are_made_smaller_before_they_are_mixed(mixing: type[Algorithm]) -> None:
+    trainer = SETTINGS["MixUp"].make_trainer([mixing(), ProgressiveResizing()])
+    order = [each.key for each in trainer.dispatch.order_at(Event.BEFORE_FORWARD)]
+    assert order[0] == "ProgressiveResizing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", OF_IMAGES)
+def test_any_two_train_together_or_say_why_not(first: str) -> None:
+    names = list(OF_IMAGES)
+    for second in names[names.index(first) + 1 :]:
+        pair = [OF_IMAGES[name].make() for name in (first, second)]
+        if pair[0].key == pair[1].key:
+            pair[1].key = "another"
+        try:
+            trainer = OF_IMAGES[first].make_trainer(pair, max_duration="2ba")
+        except ConfigError:
+            continue
+        trainer.fit()
+        weights = weights_of(trainer.model)
+        assert all(torch.isfinite(value).all() for value in weights.values()), second
 
 
 @pytest.mark.slow

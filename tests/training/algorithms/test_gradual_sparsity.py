@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compressor.errors import ConfigError
 from compressor.structure import surgery
 from compressor.testing.models import TinyResNet
-from compressor.training import Algorithm, Callback, Event, State
+from compressor.training import Algorithm, Callback, Event, State, Window
 from compressor.training.algorithms.gradient_clipping import GradientClipping
 from compressor.training.algorithms.gradual_sparsity import (
     GradualSparsity,
@@ -21,7 +21,7 @@ from compressor.training.algorithms.gradual_sparsity import (
 from compressor.training.algorithms.sam import SAM
 from compressor.training.algorithms.weight_average import EMA, SWA
 from tests.training.algorithms.resuming import assert_resumes
-from tests.training.helpers import accuracy, make_loader, make_model, make_trainer
+from tests.training.helpers import HIDDEN, accuracy, make_loader, make_model, make_trainer
 
 WEIGHTS = ("0.weight", "4.weight")  # 32 and 16 of them
 
@@ -264,6 +264,112 @@ def test_a_second_fit_keeps_the_zeros() -> None:
     noting.zeros.clear()
     trainer.fit("1ep")
     assert noting.zeros == [{"0.weight": 16, "4.weight": 8}] * 4
+
+
+class Renamed(GradualSparsity):
+    key = "mine"
+
+
+class OwnSAM(SAM):
+    pass
+
+
+def test_the_order_holds_for_subclasses_and_new_names_in_any_list() -> None:
+    clipping = GradientClipping()
+    clipping.key = "clip"
+    for algorithms in permutations([clipping, Renamed(0.5), OwnSAM(), EMA()]):
+        dispatch = make_trainer(algorithms=algorithms).dispatch
+        order = [each.key for each in dispatch.order_at(Event.BEFORE_STEP)]
+        assert order == ["OwnSAM", "mine", "clip"]
+        order = [each.key for each in dispatch.order_at(Event.EVAL_START)]
+        assert order == ["EMA", "mine"]
+
+
+def test_masks_of_another_trainer_are_forgotten() -> None:
+    used = GradualSparsity(0.5)
+    make_trainer(
+        nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), algorithms=[used], max_duration="2ep"
+    ).fit()
+    seen: list[dict[str, int]] = []
+    for sparsity in (used, GradualSparsity(0.5)):
+        noting = Noting()
+        make_trainer(algorithms=[sparsity, noting]).fit()
+        seen += noting.zeros
+    assert seen[:8] == seen[8:]
+    assert seen[7] == {"0.weight": 16, "4.weight": 8}
+
+
+def test_a_window_is_refused() -> None:
+    """When it closed, nobody held the zeros, until they were cut again at the end."""
+    sparsity = GradualSparsity(0.5)
+    sparsity.window = Window.parse("0dur", "0.5dur")
+    with pytest.raises(ConfigError, match=r"has a window.*set `start` and `end`"):
+        make_trainer(algorithms=[sparsity])
+
+
+def test_a_second_fit_masks_before_its_first_forward_pass() -> None:
+    seen: list[dict[str, int]] = []
+
+    class First(Algorithm):
+        events = frozenset({Event.EPOCH_START})
+
+        def on(self, event: Event, state: State) -> None:
+            seen.append(zeros(state.model))
+
+    trainer = make_trainer(algorithms=[GradualSparsity(0.5), First()])
+    trainer.fit()
+    with torch.no_grad():
+        trainer.model[0].weight.fill_(1.0)
+    seen.clear()
+    trainer.fit("1ep")
+    assert seen == [{"0.weight": 16, "4.weight": 8}]
+
+
+def test_after_surgery_more_than_is_due_may_be_masked_and_stays_so() -> None:
+    """Kept are the channels whose weights were all masked, and one other."""
+
+    class Keeping(Algorithm):
+        events = frozenset({Event.BATCH_END})
+
+        def on(self, event: Event, state: State) -> None:
+            if state.clock.batch == 5:
+                state.edit(lambda m: surgery.keep_channels(m, HIDDEN, (0, 1, 2, 7)))
+
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight[:4].mul_(1e-3)
+        model[0].weight[4:].add_(5.0)
+    sparsity = GradualSparsity(0.5, end="0.25dur", layers=["0"])
+    make_trainer(
+        model, algorithms=[sparsity, Keeping()], optimizers={"name": "SGD", "lr": 0.01}
+    ).fit()
+    assert sparsity.sparsity == 0.75
+    assert (model[0].weight == 0).sum(1).tolist() == [4, 4, 4, 0]
+
+
+def test_a_weight_that_happens_to_be_zero_does_not_go_before_a_masked_one() -> None:
+    class Zeroing(Algorithm):
+        """Sets all weights of the first layer to 0, after a quarter of them was masked."""
+
+        events = frozenset({Event.AFTER_STEP})
+
+        def on(self, event: Event, state: State) -> None:
+            if state.clock.batch == 4:
+                with torch.no_grad():
+                    state.model[0].weight.zero_()
+
+    model = make_model()
+    with torch.no_grad():  # the last ones are masked first: a sort of equal ones takes the first
+        model[0].weight.copy_(torch.arange(32, 0, -1).view(8, 4))
+    sparsity = GradualSparsity(0.5, end="1dur", updates=2, layers=["0"])
+    trainer = make_trainer(
+        model,
+        algorithms=[sparsity, Zeroing()],
+        optimizers={"name": "SGD", "lr": 1e-6},
+        max_duration="8ba",
+    )
+    trainer.fit()
+    assert sparsity.sparsity == 0.5
 
 
 @pytest.mark.parametrize(

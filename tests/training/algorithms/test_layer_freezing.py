@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from compressor.errors import ConfigError
 from compressor.structure import surgery
 from compressor.testing.models import TiedModel
-from compressor.training import Algorithm, Callback, Event, State, Trainer
+from compressor.training import (
+    Algorithm,
+    Callback,
+    Clock,
+    Event,
+    EventEngine,
+    State,
+    Trainer,
+    Window,
+)
 from compressor.training.algorithms.layer_freezing import LayerFreezing, freeze_layers
 from tests.training.algorithms.resuming import assert_resumes
 from tests.training.helpers import (
@@ -219,3 +228,57 @@ def test_what_was_frozen_and_pruned_at_a_checkpoint_is_thawed_after_the_resumed_
     trainer = make()
     trainer.fit()
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+
+
+def test_gradients_of_frozen_layers_are_gone_so_that_no_momentum_steps_them() -> None:
+    model = make_model()
+    model(torch.ones(4, 4)).sum().backward()
+    freeze_layers(model, 0.4)
+    assert [p.grad is None for p in model.parameters()] == [True] * 2 + [False] * 4
+
+
+def test_what_surgery_puts_in_frozen_is_not_thawed() -> None:
+    """A user's own frozen layer in the place of one that was frozen here."""
+
+    class Replacing(Algorithm):
+        events = frozenset({Event.BATCH_END})
+
+        def on(self, event: Event, state: State) -> None:
+            if state.clock.batch == 7:
+                new = nn.Linear(4, 8).requires_grad_(False)
+                state.edit(lambda m: surgery.replace(m, "0", new))
+
+    model, noting = make_model(), Noting()
+    make_trainer(model, algorithms=[LayerFreezing(start="0dur"), Replacing(), noting]).fit()
+    assert noting.frozen[6] == 4
+    assert [p.requires_grad for p in model.parameters()] == [False] * 2 + [True] * 4
+
+
+def test_a_window_is_refused() -> None:
+    """When it closed, nobody thawed the layers."""
+    freezing = LayerFreezing("0dur")
+    freezing.window = Window.parse("0dur", "0.5dur")
+    with pytest.raises(ConfigError, match=r"has a window.*set `start` and `level`"):
+        make_trainer(algorithms=[freezing])
+
+
+def test_one_that_was_used_before_begins_anew_with_another_model() -> None:
+    def train(freezing: LayerFreezing) -> list[int]:
+        noting = Noting()
+        make_trainer(algorithms=[freezing, noting]).fit()
+        return noting.frozen
+
+    used = LayerFreezing("0dur")
+    trainer = make_trainer(nn.Sequential(*(nn.Linear(4, 4) for _ in range(5))), algorithms=[used])
+    trainer.fit()
+    used.load_state_dict({"names": ["0.bias"]})  # of a run that was resumed and not gone on with
+    assert train(used) == train(LayerFreezing("0dur")) == [0, 0, 0, 2, 2, 2, 4, 4]
+
+
+def test_a_loop_of_ones_own_that_begins_anew_freezes_anew() -> None:
+    freezing = LayerFreezing("0dur")
+    for model in (make_model(), make_model()):
+        engine = EventEngine(State(model, "2ba", clock=Clock(batch=1)), [freezing])
+        engine.run_event("setup")
+        engine.run_event("batch_start")  # half-way: one of three layers
+        assert [p.requires_grad for p in model.parameters()] == [False] * 2 + [True] * 4

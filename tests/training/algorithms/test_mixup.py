@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import ConfigError, DataError, ModelError
-from compressor.training import Algorithm, EventEngine, State, Window
+from compressor.training import Algorithm, Event, EventEngine, State, Window
 from compressor.training.algorithms.cutmix import CutMix
 from compressor.training.algorithms.label_smoothing import LabelSmoothing
 from compressor.training.algorithms.mixing import draw_mixing
@@ -235,6 +235,30 @@ def test_what_cannot_be_mixed_is_refused() -> None:
             make()
     with pytest.raises(ConfigError, match=r"mixing=1\.5"):
         mixup_batch(images, labels, mixing=1.5)
+
+
+def test_ignored_targets_are_mixed_as_the_losses_of_both() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, 3, 5, generator=generator)
+    labels = torch.randint(3, (4, 5), generator=generator)
+    labels[1, 2:] = labels[3] = 7
+    state = State(nn.Linear(1, 1), "1ep")  # type: ignore[arg-type]
+    mixup = MixUp(1.0, ignore_index=7)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        state.batch = (torch.randn(4, 2), labels)
+        mixup.on(Event.BEFORE_FORWARD, state)
+        state.outputs = scores
+        mixup.on(Event.AFTER_FORWARD, state)
+        torch.manual_seed(3)
+        torch.randn(4, 2)
+        mixing = draw_mixing(1.0)
+        order = torch.randperm(4)
+    mixing = min(mixing, 1 - mixing)
+    own, other = (F.cross_entropy(scores, each, ignore_index=7) for each in (labels, labels[order]))
+    torch.testing.assert_close(
+        F.cross_entropy(scores, state.batch[1]), (1 - mixing) * own + mixing * other
+    )
 
 
 def test_outputs_without_class_scores_are_refused_with_the_way_out() -> None:

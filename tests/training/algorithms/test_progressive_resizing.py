@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ConfigError, DataError
+from compressor.training import Event, State
 from compressor.training.algorithms.progressive_resizing import (
     ProgressiveResizing,
     resize_batch,
@@ -100,6 +101,15 @@ def test_a_training_grows_to_full_size_and_ends_there(mode: Any) -> None:
     ).fit()
     assert sizes == [(8, 8)] * 4 + [(12, 12)] * 3 + [(16, 16)] * 3
     assert batch["image"].shape[2:] == (16, 16)
+
+
+def test_a_list_of_images_is_refused_by_name() -> None:
+    batch = ([torch.rand(3, 8, 8), torch.rand(3, 6, 8)], [{"boxes": torch.zeros(1, 4)}] * 2)
+    state = State(nn.Linear(1, 1), "1ep", batch=batch)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"inputs are a list.*leave ProgressiveResizing out"):
+        ProgressiveResizing().on(Event.BEFORE_FORWARD, state)
+    with pytest.raises(DataError, match="targets are a list"):
+        resize_batch(images(), targets=batch[1])  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_resized_is_refused() -> None:

@@ -134,7 +134,7 @@ def test_its_gradients_are_clipped() -> None:
 
     class Measuring(Algorithm):
         events = frozenset({Event.BEFORE_STEP})
-        after = ("GradientClipping",)
+        after = ("GradientClipping", "SAM")
 
         def on(self, event: Event, state: State) -> None:
             norms.append(float(nn.utils.get_total_norm([p.grad for p in state.model.parameters()])))

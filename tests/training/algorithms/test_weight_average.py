@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from compressor.errors import ConfigError
 from compressor.structure import surgery
-from compressor.training import Algorithm, Callback, Event, EventEngine, State
+from compressor.training import Algorithm, Callback, Event, EventEngine, State, Window
+from compressor.training.algorithms.batchnorm import BatchNormReestimation
 from compressor.training.algorithms.weight_average import EMA, SWA, WeightAverage, update_average
 from tests.training.algorithms.resuming import assert_resumes
 from tests.training.helpers import (
@@ -24,6 +25,12 @@ from tests.training.helpers import (
 )
 
 AVERAGES = [lambda: EMA(0.5, period=1), lambda: SWA("0.3dur", "1ep")]
+
+
+class Renamed(EMA):
+    """Of a user: known by another name."""
+
+    key = "mine"
 
 
 class Noting(Algorithm):
@@ -182,12 +189,15 @@ class Cutting(Algorithm):
     kept = (0, 2, 3, 5, 7)
 
     def on(self, event: Event, state: State) -> None:
-        if state.clock.batch != 6:
-            return
+        if state.clock.batch == 6:
+            self.cut(state)
+
+    @classmethod
+    def cut(cls, state: State) -> None:
         for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
-            state.edit(lambda m, name=name: surgery.slice_parameter(m, name, 0, self.kept))
+            state.edit(lambda m, name=name: surgery.slice_parameter(m, name, 0, cls.kept))
         for name in ("1.running_mean", "1.running_var"):
-            state.edit(lambda m, name=name: surgery.slice_parameter(m, name, 0, self.kept))
+            state.edit(lambda m, name=name: surgery.slice_parameter(m, name, 0, cls.kept))
         state.edit(lambda m: surgery.replace(m, "4", nn.Linear(5, 2)))
 
 
@@ -278,16 +288,139 @@ def test_in_a_loop_of_ones_own_the_average_begins_with_the_first_step() -> None:
     assert model.weight.item() == values[1]
 
 
-def test_two_averages_of_one_class_are_both_kept() -> None:
-    fast, slow = EMA(0.1, period=1), EMA(0.9, period=1)
-    fast.key = "fast"
-    trainer = make_trainer(algorithms=[fast, slow])
+@pytest.mark.parametrize("second", AVERAGES)
+def test_a_second_average_is_refused_because_one_would_be_thrown_away(second: Any) -> None:
+    first = EMA(0.1, period=1)
+    first.key = "fast"
+    with pytest.raises(ConfigError, match=r"'fast' and '(EMA|SWA)' each want .* only one"):
+        make_trainer(algorithms=[first, second()])
+
+
+@pytest.mark.parametrize("make", AVERAGES)
+def test_one_that_was_used_before_begins_anew_with_another_model(make: Any) -> None:
+    def train(average: WeightAverage) -> dict[str, Tensor]:
+        trainer = make_trainer(algorithms=[average], evaluate=accuracy, max_duration="4ep")
+        trainer.fit()
+        return weights_of(trainer.model)
+
+    used = make()
+    other = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
+    make_trainer(other, algorithms=[used], max_duration="3ep").fit()
+    assert are_equal(train(make()), train(used))
+
+
+def test_in_a_window_the_moving_average_begins_with_the_first_step_in_it() -> None:
+    evaluated: list[dict[str, Tensor]] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        evaluated.append(weights_of(model))
+        return accuracy(model)
+
+    noting, ema = Noting(), EMA(0.5, period=1)
+    ema.window = Window.parse("4ba", "6ba")
+    make_trainer(algorithms=[noting, ema], evaluate=evaluate, eval_interval="1ba").fit()
+    assert all(map(are_equal, evaluated[:4], noting.weights[:4]))  # what was trained
+    decay = 0.5 * (1 - math.exp(-2))
+    expected = torch.lerp(noting.weights[5]["4.weight"], noting.weights[4]["4.weight"], decay)
+    for weights in evaluated[5:]:
+        torch.testing.assert_close(weights["4.weight"], expected)
+
+
+def test_a_mean_has_a_start_and_no_window() -> None:
+    swa = SWA("0.5dur")
+    swa.window = Window.parse("0.5dur")
+    with pytest.raises(ConfigError, match=r"'SWA' has a window.*set `start` and `interval`"):
+        make_trainer(algorithms=[swa])
+
+
+def test_a_mean_that_was_cut_is_estimated_again() -> None:
+    calls: list[int] = []
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            calls.append(trainer.state.clock.batch)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    trainer = make_trainer(
+        step=step,
+        algorithms=[SWA("0dur", "5ba", batchnorm_batches=1), Cutting()],  # cuts after batch 6
+        evaluate=accuracy,
+        eval_interval="1ba",
+        max_duration="8ba",
+    )
     trainer.fit()
-    saved = trainer.state_dict()["algorithms"]
-    assert saved.keys() == {"fast", "EMA"}
-    assert not are_equal(saved["fast"]["average"], saved["EMA"]["average"])
-    # The later one was put in last, and is left.
-    assert torch.equal(trainer.model[4].weight, saved["EMA"]["average"]["4.weight"])
+    assert calls == [5, 6]
+
+
+@pytest.mark.parametrize("key", ["BatchNormReestimation", "statistics"])
+@pytest.mark.parametrize("batch", [6, 8])
+@pytest.mark.parametrize(
+    "make", [*AVERAGES, lambda: SWA("0.3dur", "2ba", batchnorm_batches=0), lambda: Renamed(0.5, 1)]
+)
+def test_after_an_edit_the_average_has_statistics_of_its_own_in_any_order(
+    make: Any, batch: int, key: str
+) -> None:
+    """What was reported and what was kept differed, by the order in the list."""
+
+    class Recut(Cutting):
+        def on(self, event: Event, state: State) -> None:
+            if state.clock.batch == batch:
+                Cutting.cut(state)
+
+    def train(is_first: bool) -> tuple[nn.Module, list[dict[str, Tensor]]]:
+        statistics, noting = BatchNormReestimation(), Noting()
+        statistics.key = key
+        algorithms = [statistics, make()] if is_first else [make(), statistics]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # of the new layer
+            trainer = make_trainer(
+                algorithms=[*algorithms, Recut(), noting],
+                evaluate=accuracy,
+                eval_interval="1ba",
+                max_duration="8ba",
+                optimizers={"name": "SGD", "lr": 0.3},
+            )
+            trainer.fit()
+        trainer.model.eval()
+        assert accuracy(trainer.model) == trainer.state.metrics
+        return trainer.model, noting.weights
+
+    model, trained = train(True)
+    other, trained_beside_other = train(False)
+    assert are_equal(weights_of(model), weights_of(other))
+    assert all(map(are_equal, trained, trained_beside_other))
+    if batch == 8:  # nothing was trained since
+        with torch.no_grad():
+            hidden = [model[0](x) for x, _ in make_loader()]
+        means = torch.stack([h.mean(0) for h in hidden]).mean(0)
+        torch.testing.assert_close(model[1].running_mean, means)
+
+
+def test_a_mean_that_was_cut_and_estimated_can_be_cut_again() -> None:
+    class Again(Algorithm):
+        events = frozenset({Event.BATCH_END})
+
+        def on(self, event: Event, state: State) -> None:
+            if state.clock.batch == 7:
+                state.edit(lambda m: surgery.slice_parameter(m, "0.bias", 0, range(5)))
+
+    trainer = make_trainer(
+        algorithms=[SWA("0dur", "4ba"), Cutting(), Again()], evaluate=accuracy, eval_interval="1ba"
+    )
+    trainer.fit()
+    trainer.model.eval()
+    assert accuracy(trainer.model) == trainer.state.metrics
+
+
+def test_what_is_trained_is_put_back_when_the_averages_statistics_are_estimated() -> None:
+    def train(*algorithms: Algorithm) -> list[dict[str, Tensor]]:
+        noting = Noting()
+        make_trainer(
+            algorithms=[noting, Cutting(), BatchNormReestimation(), *algorithms], max_duration="3ep"
+        ).fit()
+        return noting.weights
+
+    assert all(map(are_equal, train(), train(EMA(0.9, period=1))))
 
 
 def test_an_evaluation_that_fails_does_not_leave_the_average_behind() -> None:
@@ -334,3 +467,13 @@ def test_options_that_cannot_be_meant_are_refused() -> None:
         SWA(batchnorm_batches=-1)
     with pytest.raises(ConfigError, match="no interval"):
         SWA(interval="0ep")
+    for options, words in (
+        ((2.0,), "decay_rate=2"),
+        ((1.5, 1), r"decay_rate=1\.5"),
+        ((1.0,), "decay_rate=1"),
+        ((-0.1,), "decay_rate=-0"),
+        ((0.9, 0), "period=0"),
+        ((0.9, "3ba"), "period='3ba' is no number of steps"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            EMA(*options)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
 
 
 def make_task() -> ClassifierTask:
-    return ClassifierTask(make_net(), train_metrics=(), val_metrics=())
+    return ClassifierTask(make_net(), train_metrics=(), eval_metrics=())
 
 
 def train(report: VisualReport | None, model: nn.Module | None = None, **options: Any) -> Trainer:

@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.errors import ConfigError, DataError
 from compressor.training import TaskModel, Trainer
-from compressor.training.algorithms import Distillation
+from compressor.training.algorithms import EMA, Distillation
 from compressor.training.recipes import (
     distill,
     finetune_compressed,
@@ -74,6 +74,51 @@ def test_algorithms_are_added_to_those_of_the_level() -> None:
     trainer = finetune_compressed("mild", make_net(), None, images(), algorithms=[extra])
     assert extra in trainer.state.algorithms
     assert len(trainer.state.algorithms) == 4
+
+
+def test_an_algorithm_with_the_key_of_one_of_the_levels_takes_its_place() -> None:
+    own = EMA(decay_rate=0.5, period=1)
+    trainer = finetune_compressed("hot", make_net(), make_net(), images(), algorithms=[own])
+    averages = [each for each in trainer.state.algorithms if isinstance(each, EMA)]
+    assert averages == [own]
+    assert len(trainer.state.algorithms) == 8
+
+
+def test_a_teacher_comes_in_addition_to_the_labels() -> None:
+    found = [each for each in mild_algorithms(make_net()) if isinstance(each, Distillation)]
+    assert [(each.weight, each.task_weight) for each in found] == [(1.0, 1.0)]
+
+
+def as_dicts() -> list[Any]:
+    return [{"image": x, "label": y} for x, y in images()]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("is_task", [False, True])
+def test_every_level_takes_dict_batches(level: str, is_task: bool) -> None:
+    keys: Any = {"input_key": "image", "target_key": "label"}
+    dicts, tuples = make_net(), make_net()
+    common: Any = {"max_duration": "2ep"}
+    if is_task:
+        finetune_compressed(level, ClassifierTask(dicts, **keys), None, as_dicts(), **common).fit()
+    else:
+        finetune_compressed(level, dicts, None, as_dicts(), **keys, **common).fit()
+    finetune_compressed(level, tuples, None, images(), **common).fit()
+    assert are_equal(weights_of(dicts), weights_of(tuples))
+
+
+def test_distill_takes_dict_batches() -> None:
+    student = make_net()
+    before = weights_of(student)
+    keys: Any = {"input_key": "image", "target_key": "label"}
+    distill(student, make_net(), as_dicts(), max_duration="1ep", **keys).fit()
+    assert not are_equal(before, weights_of(student))
+
+
+def test_a_model_in_the_levels_place_is_not_printed() -> None:
+    with pytest.raises(ConfigError, match=r"^The level is a Sequential\. It comes first") as error:
+        finetune_compressed(make_net(), "mild", None, images())  # type: ignore[arg-type]
+    assert "Conv2d" not in str(error.value)
 
 
 def test_distill_is_a_trainer_with_a_teacher() -> None:

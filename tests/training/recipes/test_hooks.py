@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from compressor.errors import ConfigError
-from compressor.training import Callback
+from compressor.training import Callback, recipes
 from compressor.training.recipes import Lane, Recipe, StdoutLogger, recipe
 from tests.training.recipes.helpers import Spy
 
@@ -101,6 +101,30 @@ def test_our_loggers_come_after_what_they_show_in_whatever_order_they_are_added(
     logger = StdoutLogger()
     loop.callbacks.add_callbacks([logger, spy])
     assert loop.callbacks.all == (spy, logger)
+
+
+def test_one_callback_may_be_added_without_a_list() -> None:
+    for add in ("add_callback", "add_callbacks", "add_prologues", "add_epilogues"):
+        loop, spy = make(), Spy()
+        getattr(loop.callbacks, add)(spy)
+        loop.run(1)
+        assert len(spy.seen) == 6
+
+
+def test_a_callback_that_can_be_iterated_is_one() -> None:
+    class Notes(list[int]):
+        def on_batch_end(self, state: dict[str, Any]) -> None:
+            self.append(state["iters"])
+
+    loop, notes = make(), Notes()
+    loop.callbacks.add_callbacks(notes)
+    loop.run(1)
+    assert notes == [1, 2]
+
+
+def test_who_looks_for_a_counter_is_told_that_counting_is_built_in() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'Counter'\. Counting is built in"):
+        _ = recipes.Counter
 
 
 class Counting:

@@ -58,7 +58,30 @@ def test_the_state_has_the_batch_and_what_the_step_returned() -> None:
     state = loop.run(1)
     assert is_same(seen, [(batch, 2 * batch) for batch in BATCHES])
     assert state is loop.state
-    assert torch.equal(state["double"], 2 * BATCHES[-1])
+
+
+def test_tensors_that_the_step_returned_are_gone_when_a_run_ends() -> None:
+    returned = {"pred": torch.ones(2, 3), "all": [{"map": torch.ones(2)}], "loss": torch.ones(())}
+    loop = recipe(lambda batch: {**returned, "note": [1, "a"]}, BATCHES)
+    loop.state["mine"] = torch.ones(2)
+    seen: list[int] = []
+    loop.callbacks.add_callback(After(lambda state: seen.append(len(state["pred"]))))
+    state = loop.run(1)
+    assert seen == [2, 2, 2]
+    assert not {"pred", "all"} & state.keys()
+    assert (state["loss"], state["note"]) == (1, [1, "a"])
+    assert len(state["mine"]) == 2
+
+
+def test_a_recipe_is_made_by_its_class_too() -> None:
+    assert Recipe(lambda batch: None, BATCHES).run(1)["iters"] == 3
+    with pytest.raises(ConfigError, match="Give save_dir"):
+        Recipe(lambda batch: None, BATCHES, autoresume=True)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"recipe has no option 'devise'\. Did you mean 'device'"):
+        recipe(lambda batch: None, BATCHES, devise="cpu")  # type: ignore[call-arg]
 
 
 def test_a_callback_may_replace_the_batch() -> None:
@@ -76,9 +99,11 @@ def test_a_callback_may_replace_the_batch() -> None:
 def test_the_graph_is_not_kept_by_the_state() -> None:
     model = nn.Linear(2, 1)
     loop = recipe(lambda batch: {"loss": model(batch).sum(), "all": [model(batch)]}, BATCHES)
+    wants: list[bool] = []
+    loop.callbacks.add_callback(After(lambda state: wants.append(state["all"][0].requires_grad)))
     state = loop.run(1)
     assert not state["loss"].requires_grad
-    assert not state["all"][0].requires_grad
+    assert not any(wants)
     assert state["batch"] is None
 
 
@@ -123,6 +148,19 @@ def test_an_attribute_that_is_not_registered_is_refused() -> None:
         loop.best = 1
     with pytest.raises(AttributeError, match="no attribute 'best'"):
         _ = loop.best
+
+
+def test_a_name_is_registered_once_and_then_assigned() -> None:
+    loop, model = recipe(lambda batch: None, BATCHES), make_model()
+    loop.register("model", model)
+    loop.register("model", model)  # says nothing new
+    with pytest.raises(ConfigError, match=r"registered as 'model'.*recipe\.model = "):
+        loop.register("model", make_model())
+    assert loop.model is model
+    loop.model = other = make_model()
+    assert loop.model is other
+    with pytest.raises(ConfigError, match="callbacks"):
+        loop.register("callbacks", 1)
 
 
 @pytest.mark.parametrize("name", ["state", "run", "callbacks", "trainer", "no name"])

@@ -201,6 +201,31 @@ def test_cross_entropy_classification_learns() -> None:
     assert loop.run(20)["metrics"]["test/accuracy"] > 0.9
 
 
+def test_an_unknown_option_names_the_preset() -> None:
+    model, data = make_net(), images()
+    steps = make_step(model), make_test(model)
+    with pytest.raises(ConfigError, match=r"cross_entropy_classification has no.*Known: .*, lr, "):
+        cross_entropy_classification(model, data, data, NAMES, learning_rate=1.0)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"^classification has no option 'learning_rate'"):
+        classification(model, *steps, data, data, NAMES, learning_rate=1.0)  # type: ignore[call-arg]
+    with pytest.raises(
+        ConfigError, match=r"train_and_test has no option 'test_evry'.*'test_every'"
+    ):
+        train_and_test(model, *steps, data, data, test_evry=1)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="train_and_call has no option 'x'"):
+        train_and_call(model, steps[0], dict, data, x=1)  # type: ignore[call-arg]
+
+
+def test_what_was_called_for_stays_in_the_state() -> None:
+    model = make_model()
+    loop = train_and_call(
+        model, make_step(model), lambda: {"made": torch.ones(2, 3)}, make_loader()
+    )
+    state = loop.run(1)
+    assert loop.call_loop.state["made"].shape == (2, 3)
+    assert "pred" not in state
+
+
 @pytest.mark.parametrize("options", [{"label_smoothing": 2.0}, {"lr": -1.0}, {"beta": 1.5}])
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"label_smoothing=2|AdamW refuses"):

@@ -16,13 +16,14 @@ from compressor.training.recipes import (
     Checkpoint,
     EpochMetricAvg,
     Log,
+    Optimizer,
     Recipe,
     StdoutLogger,
     ToLogger,
     recipe,
 )
 from tests.training.helpers import are_equal, make_loader, make_model, weights_of
-from tests.training.recipes.helpers import After, make_recipe, make_test
+from tests.training.recipes.helpers import After, make_recipe, make_step, make_test
 
 BATCHES = [torch.full((1,), float(number)) for number in range(4)]
 
@@ -134,6 +135,22 @@ def test_a_called_recipe_sees_the_weights_after_the_step() -> None:
     assert metrics["test/loss"] == pytest.approx(expected["loss"].item())
     right = (expected["pred"].argmax(1) == data[1]).float().mean().item()
     assert metrics["test/accuracy"] == pytest.approx(right)
+
+
+def test_a_called_recipe_runs_after_this_batchs_step_wherever_it_was_added() -> None:
+    model = make_model()
+    called: list[Any] = []
+    test = recipe(lambda batch: called.append(weights_of(model)), [0])
+    loop = recipe(make_step(model), make_loader())
+    stepped: list[Any] = []
+    opt = Optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    loop.callbacks.add_callbacks(
+        [CallRecipe(test, 1), opt, After(lambda _: stepped.append(weights_of(model)))]
+    )
+    loop.run(1)
+    assert len(called) == len(stepped) == 4
+    assert all(are_equal(*pair) for pair in zip(called, stepped, strict=True))
+    assert not are_equal(called[0], called[1])
 
 
 def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from compressor.errors import DataError
+from compressor.training import Trainer
+from compressor.training.algorithms import LabelSmoothing
 from compressor.training.tasks import ClassifierTask, compute_metrics, named_metrics
 from compressor.training.tasks.classifier import as_indices
 
@@ -82,10 +85,43 @@ def test_scores_of_pixels_are_counted_by_pixel() -> None:
     assert compute_metrics({"accuracy": metric}) == {"accuracy": 0.75}
 
 
+@pytest.mark.parametrize("kind", [dict, SimpleNamespace])
+def test_scores_may_be_the_logits_of_what_the_network_returns(kind: Any) -> None:
+    class Wrapped(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return kind(logits=super().forward(inputs), features=inputs)
+
+    torch.manual_seed(0)
+    bare, wrapped, batch = make_task(), ClassifierTask(Wrapped(4, 3)), make_batch()
+    wrapped.load_state_dict(bare.state_dict())
+    assert torch.equal(wrapped.loss(wrapped(batch), batch), bare.loss(bare(batch), batch))
+    assert measure(wrapped, [batch]) == measure(bare, [batch])
+    smoothed = [
+        Trainer(task, algorithms=[LabelSmoothing(0.2)], train_dataloader=[batch])
+        for task in (bare, wrapped)
+    ]
+    for trainer in smoothed:
+        trainer.fit()
+    metrics = [trainer.state.train_metrics["train/loss"] for trainer in smoothed]
+    assert metrics[0] == metrics[1]
+
+
+def test_other_outputs_go_to_a_loss_of_ones_own_as_they_are() -> None:
+    task = make_task(loss_fn=lambda outputs, y: outputs["out"].mean())
+    assert task.loss({"out": torch.full((2,), 3.0)}, make_batch()) == 3
+
+
+def test_soft_targets_of_pixels_are_counted_by_their_likeliest_class() -> None:
+    labels = torch.tensor([[[0, 2, 1], [1, 1, 2]]])
+    assert torch.equal(
+        as_indices(F.one_hot(labels).movedim(-1, 1).float(), torch.zeros(1, 3, 2, 3)), labels
+    )
+
+
 def test_given_metrics_take_the_place_of_accuracy() -> None:
     kinds = (MulticlassAccuracy, MulticlassF1Score)
     several = MetricCollection([kind(num_classes=3, average="macro") for kind in kinds])
-    task = make_task(train_metrics=(), val_metrics=several)
+    task = make_task(train_metrics=(), eval_metrics=several)
     assert named_metrics(task.get_metrics(is_train=True)) == {}
     assert measure(task, [make_batch()]).keys() == {"MulticlassAccuracy", "MulticlassF1Score"}
 

@@ -14,6 +14,8 @@ from torchmetrics.text import Perplexity
 from compressor.errors import DataError, LossError, MetricError, ModelError
 from compressor.structure.describe import diff, rebuild
 from compressor.structure.trace import copy_model
+from compressor.training import Event, State, Trainer
+from compressor.training.algorithms.label_smoothing import LabelSmoothing, smooth_labels
 from compressor.training.tasks import (
     HuggingFaceTask,
     LanguageCrossEntropy,
@@ -152,6 +154,75 @@ def test_a_decoder_with_an_encoder_is_not_shifted() -> None:
     batch = make_tokens()
     loss = task.model(**batch).loss.item()
     assert measure(task, [batch]) == {"LanguageCrossEntropy": pytest.approx(loss, rel=1e-5)}
+
+
+@pytest.mark.parametrize("make_model", [make_gpt2, make_t5])
+def test_smoothed_tokens_have_the_loss_that_torch_smooths(make_model: Any) -> None:
+    model, batch = make_model(), make_tokens()
+    batch["labels"][1, 0] = -100
+    task = HuggingFaceTask(model)
+    trainer = Trainer(
+        task,
+        train_dataloader=[batch],
+        max_duration="1ba",
+        optimizers={"name": "SGD", "lr": 0.0},
+        algorithms=[LabelSmoothing(0.3, target_key="labels")],
+    )
+    shift = int(task.shift_labels)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    logits, labels = task(batch).logits, batch["labels"][:, shift:]
+    expected = F.cross_entropy(
+        logits[:, : logits.shape[1] - shift].flatten(0, 1), labels.flatten(), label_smoothing=0.3
+    ).item()
+    trainer.fit()
+    assert trainer.state.train_metrics["train/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_logits_with_as_many_tokens_as_classes_are_smoothed_over_the_classes() -> None:
+    # Positions were taken for classes.
+    task = HuggingFaceTask(make_t5())
+    batch = make_texts(2, VOCABULARY)
+    state = State(task, "1ba", batch={**batch, "labels": batch["input_ids"]})  # type: ignore[arg-type]
+    state.outputs = {"logits": torch.zeros(2, VOCABULARY, VOCABULARY)}
+    LabelSmoothing(0.34, target_key="labels").on(Event.AFTER_FORWARD, state)
+    expected = 0.66 * F.one_hot(batch["input_ids"], VOCABULARY) + 0.02
+    torch.testing.assert_close(state.batch["labels"], expected)
+
+
+def test_metrics_leave_ignored_tokens_out_of_smoothed_labels() -> None:
+    task = HuggingFaceTask(make_gpt2(), metrics=MulticlassAccuracy(VOCABULARY, average="micro"))
+    batch = make_tokens()
+    logits = task.eval_forward(batch)
+    soft = smooth_labels(logits, batch["labels"], class_dim=-1)
+    metric = named_metrics(task.get_metrics())
+    values = []
+    for labels in (batch["labels"], soft):
+        task.update_metric({**batch, "labels": labels}, logits, metric["MulticlassAccuracy"])
+        values.append(compute_metrics(metric))
+        metric["MulticlassAccuracy"].reset()
+    assert values[0] == values[1]
+    right = (logits[:, :-1].argmax(-1) == batch["labels"][:, 1:])[batch["labels"][:, 1:] != -100]
+    assert values[0]["MulticlassAccuracy"] == pytest.approx(right.float().mean().item())
+
+
+def test_labels_are_not_kept_where_no_other_loss_can_be_asked_for() -> None:
+    batch = make_sentences()
+    for task in (HuggingFaceTask(make_bert()), HuggingFaceTask(make_bert(), loss_fn=own_loss)):
+        with torch.set_grad_enabled(task.loss_fn is not None):
+            outputs = task(batch)
+        assert task._seen_labels is None
+        assert task.loss(outputs, batch) is not None
+    kept = HuggingFaceTask(make_bert())
+    kept(batch)
+    assert kept.around(make_bert())._seen_labels is None
+
+
+def own_loss(outputs: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(outputs["logits"], batch["labels"])
 
 
 def test_a_batch_without_a_token_that_counts_changes_nothing() -> None:
