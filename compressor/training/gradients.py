@@ -45,6 +45,7 @@ class Gradients:
         recomputes: whether a batch may be asked for again.
 
     Attributes:
+        is_auto: it looks for the size itself.
         micro_batch_size: samples of a micro-batch at present; None: all of a batch.
     """
 
@@ -65,9 +66,9 @@ class Gradients:
         self._scaler = scaler
         self._is_scaled = scaler.is_enabled()
         self._context = context
-        self._is_auto = micro_batch_size == "auto"
+        self.is_auto = micro_batch_size == "auto"
         self.micro_batch_size: int | None = check_size(micro_batch_size)
-        self._remembers = recomputes or self._is_auto
+        self._remembers = recomputes or self.is_auto
         self._random: dict[str, Any] = {}
 
     def compute(self, state: State, meter: TrainMeter) -> int:
@@ -82,7 +83,7 @@ class Gradients:
         whole, samples = state.batch, self._step.sample_count(state.batch)
         if self._remembers:
             self._random = rng_state()
-        if self._is_auto:
+        if self.is_auto:
             self._compute_what_fits(state, whole, samples, meter)
         elif self.micro_batch_size is None:
             self._compute_part(state, 1.0, meter)

@@ -68,7 +68,7 @@ def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> Mapping[str, 
     state.metrics, state.train_metrics = dict(saved["metrics"]), dict(saved["train_metrics"])
     if saved["scaler"]:
         trainer.scaler.load_state_dict(saved["scaler"])
-    trainer.micro_batch_size = saved["micro_batch_size"]
+    trainer.take_micro_batch_size(saved["micro_batch_size"])
     trainer.registered.load_state_dict(saved["registered"])
     for algorithm in algorithms:
         algorithm.load_state_dict(saved["algorithms"][algorithm.key])

@@ -245,9 +245,9 @@ class Trainer:
         """Samples of a micro-batch at present; None: all of a batch."""
         return self._work.micro_batch_size if isinstance(self._work, Gradients) else None
 
-    @micro_batch_size.setter
-    def micro_batch_size(self, size: int | None) -> None:
-        if isinstance(self._work, Gradients):
+    def take_micro_batch_size(self, size: int | None) -> None:
+        """Begin with what "auto" found before; a size of the user's own stays."""
+        if isinstance(self._work, Gradients) and self._work.is_auto:
             self._work.micro_batch_size = size
 
     def register(self, name: str, value: Any) -> None:

@@ -195,6 +195,9 @@ def test_the_size_that_fitted_is_in_the_checkpoint() -> None:
     resumed = make_trainer(Hungry(4), micro_batch_size="auto")
     resumed.load_state_dict(trainer.state_dict())
     assert resumed.micro_batch_size == 4
+    other = make_trainer(Hungry(4), micro_batch_size=3)
+    other.load_state_dict(trainer.state_dict())
+    assert other.micro_batch_size == 3  # the user's own
 
 
 def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
