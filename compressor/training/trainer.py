@@ -342,7 +342,10 @@ class Trainer:
             return [move(task.eval_forward(batch, None), cpu) for batch in batches]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a trainer made alike needs to go on from here."""
+        """All that a trainer made alike needs to go on from here.
+
+        The tensors are the trainer's own, which train on: copy what is to be kept in memory.
+        """
         return resume.state_dict(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
