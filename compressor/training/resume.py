@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 from compressor.errors import CheckpointError
 from compressor.structure.describe import apply_difference, diff
-from compressor.structure.trace import copy_skeleton
 from compressor.training import binding
+from compressor.training.fitting import check_structure, check_weights
 
 if TYPE_CHECKING:
     from compressor.training.trainer import Trainer
@@ -114,33 +112,10 @@ def _replay_structure(trainer: Trainer, saved: Mapping[str, Any]) -> None:
     own = state.structure()
     is_as_made = own is None or own == diff(state.model, state.model)
     if structure is None or own == structure or not is_as_made:
-        _check_same_model(state.model, saved["model"])
+        check_weights(state.model, saved["model"])
         return
-    flags = [(parameter, parameter.requires_grad) for parameter in state.model.parameters()]
-    trial = copy_skeleton(state.model)
-    try:
-        apply_difference(trial, structure)
-        _check_same_model(trial, saved["model"])
-    finally:
-        for parameter, flag in flags:  # which the trial shares
-            parameter.requires_grad_(flag)
+    check_structure(state.model, structure, saved["model"])
     state.edit(lambda model: apply_difference(model, structure))
-
-
-def _check_same_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    own = model.state_dict()
-    _check_same("tensor", saved, own)
-    for name, value in own.items():
-        if isinstance(value, Tensor) and value.shape != saved[name].shape:
-            raise CheckpointError(
-                f"{name!r} has shape {tuple(saved[name].shape)} in the checkpoint and "
-                f"{tuple(value.shape)} in the model. Resume with the model as it was pruned then."
-            )
-        if isinstance(value, Tensor) and value.dtype != saved[name].dtype:
-            raise CheckpointError(
-                f"{name!r} is of {saved[name].dtype} in the checkpoint and of {value.dtype} in the "
-                "model. Resume with the same."
-            )
 
 
 def _check_same(kind: str, saved: Iterable[str], own: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -75,7 +76,7 @@ def test_a_missing_item_is_named_with_what_the_batch_has(
 
 
 def test_the_encoding_of_a_tokenizer_is_copied() -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = importlib.import_module("transformers")
     batch = transformers.BatchEncoding({"input_ids": torch.zeros(1, 2), "labels": torch.zeros(1)})
     changed = set_item(batch, "labels", 7)
     assert (get_item(changed, "labels"), type(changed)) == (7, type(batch))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from compressor.errors import CheckpointError
 from compressor.structure.describe import apply_difference
-from compressor.structure.trace import copy_skeleton
 from compressor.training.algorithm import Callback
 from compressor.training.callbacks.watched import Mode, WatchedMetric, check_mode, is_better
 from compressor.training.checkpoint import read_checkpoint, write_checkpoint
 from compressor.training.events import Event
+from compressor.training.fitting import check_structure, check_weights
 from compressor.training.state import State
 
 BEST = "best.ckpt"
@@ -77,13 +77,14 @@ class KeepBest(Callback):
         """
         if self.value is None:
             return
-        misfit = find_misfit(model, self._weights)
-        if misfit is not None:
+        try:
+            check_weights(model, self._weights)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"The best weights are of epoch {self.epoch}, and {misfit!r} has changed its "
-                "shape since. Keep the best of each structure on its own, or give a folder and "
-                "use load_best on a model as it was at first."
-            )
+                f"The best weights are of epoch {self.epoch}, and the model has changed its "
+                f"structure since: {error} Keep the best of each structure on its own, or give a "
+                "folder and use load_best on a model as it was at first."
+            ) from error
         model.load_state_dict(self._weights)
 
     def close(self) -> None:
@@ -123,32 +124,23 @@ def load_best(path: str | os.PathLike[str], model: nn.Module) -> dict[str, float
     if not {"model", "structure", "metrics"} <= saved.keys():
         raise CheckpointError(f"{path} holds no weights of KeepBest. Name its {BEST}.")
     weights, structure = saved["model"], saved["structure"]
-    misfit = find_misfit(model, weights)
-    if misfit is not None and structure is not None:
-        trial = copy_skeleton(model)
-        apply_difference(trial, structure)
-        misfit = find_misfit(trial, weights)
-        if misfit is None:
-            apply_difference(model, structure)
-    if misfit is not None:
-        raise CheckpointError(
-            f"{path} is of another model: {misfit!r} is not there, or has another shape. Make the "
-            "model as it was made for the training."
-        )
+    if structure is not None and _can_be_edited(model, structure, weights):
+        apply_difference(model, structure)
+    check_weights(model, weights)
     model.load_state_dict(weights)
     metrics: dict[str, float] = saved["metrics"]
     return metrics
 
 
-def find_misfit(model: nn.Module, weights: Mapping[str, Any]) -> str | None:
-    """The first name that only one of them has, or that has two shapes; None if all fits."""
-    own = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        is_there = name in own and name in weights
-        shapes = [getattr(each.get(name), "shape", None) for each in (own, weights)]
-        if not is_there or shapes[0] != shapes[1]:
-            return name
-    return None
+def _can_be_edited(
+    model: nn.Module, structure: Mapping[str, Any], weights: Mapping[str, Any]
+) -> bool:
+    """Whether the edits can be made; if not, it may be that `model` has them already."""
+    try:
+        check_structure(model, structure, weights)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _copy_weights(model: nn.Module) -> dict[str, Any]:

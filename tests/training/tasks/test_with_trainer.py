@@ -58,7 +58,6 @@ def test_an_adapted_task_is_evaluated_by_the_users_function() -> None:
 
 @pytest.mark.slow
 def test_a_detector_is_trained_in_micro_batches_and_judged() -> None:
-    pytest.importorskip("pycocotools")
     images, targets = boxes.make_batch(4)
     loader = DataLoader(
         list(zip(images, targets, strict=True)),  # type: ignore[arg-type]
@@ -74,7 +73,6 @@ def test_a_detector_is_trained_in_micro_batches_and_judged() -> None:
 
 @pytest.mark.slow
 def test_a_transformer_is_trained_and_judged() -> None:
-    pytest.importorskip("transformers")
     from tests.training.tasks import test_huggingface as texts
 
     metrics = texts.LanguageCrossEntropy(texts.VOCABULARY)
