@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from compressor.profiling.profile import compare, profile
     from compressor.result import Result
     from compressor.structure.archive import load, save
+    from compressor.techniques.one_shot import Pruned, prune
     from compressor.training import (
         Algorithm,
         Callback,
@@ -63,6 +64,7 @@ __all__ = [
     "LossFunction",
     "NativeOptimizerFactory",
     "NativeSchedulerFactory",
+    "Pruned",
     "Result",
     "State",
     "TaskModel",
@@ -75,6 +77,7 @@ __all__ = [
     "compare",
     "load",
     "profile",
+    "prune",
     "save",
 ]
 
@@ -97,6 +100,7 @@ _HOMES = {
     "LossFunction": "compressor.interfaces",
     "NativeOptimizerFactory": "compressor.interfaces",
     "NativeSchedulerFactory": "compressor.interfaces",
+    "Pruned": "compressor.techniques.one_shot",
     "Result": "compressor.result",
     "State": "compressor.training",
     "TaskModel": "compressor.training",
@@ -108,6 +112,7 @@ _HOMES = {
     "compare": "compressor.profiling.profile",
     "load": "compressor.structure.archive",
     "profile": "compressor.profiling.profile",
+    "prune": "compressor.techniques.one_shot",
     "save": "compressor.structure.archive",
 }
 

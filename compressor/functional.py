@@ -17,6 +17,7 @@ from compressor.training.algorithms.gradual_sparsity import (
     magnitude_mask,
     nm_mask,
 )
+from compressor.training.algorithms.group_regularization import channel_shrinkage
 from compressor.training.algorithms.label_smoothing import smooth_labels
 from compressor.training.algorithms.layer_freezing import freeze_layers
 from compressor.training.algorithms.mixup import mixup_batch
@@ -31,6 +32,7 @@ __all__ = [
     "apply_alibi",
     "apply_blurpool",
     "apply_channels_last",
+    "channel_shrinkage",
     "clip_gradients",
     "cubic_sparsity",
     "cutmix",

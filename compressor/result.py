@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from compressor.errors import StudyError
@@ -156,7 +157,8 @@ class VariantRecord:
         status: "done", or "failed" with the reason.
         metrics: the user's evaluation of the deployed variant.
         cost: measured on the target; None for a failed variant.
-        predicted: what the allocation promised: "cost" on the objective's scale, "damage".
+        predicted: what the allocation promised: "cost" on the objective's scale, "damage", and
+            "latency_ms" where latency is the objective.
         epochs: fine-tuned so long.
         seconds: spent on building, recovering and judging.
         looks: evaluations of the judged split that it took.
@@ -198,6 +200,40 @@ class VariantRecord:
                 "cost": from_mapping(Cost, cost) if cost else None,
             },
         )
+
+
+@dataclass(frozen=True)
+class LatencyErrors:
+    """How far the latencies that the allocation reckoned with were from those that were measured.
+
+    Attributes:
+        variants: how many were predicted and measured.
+        median_error_fraction: of the measured latency; the sign does not count.
+    """
+
+    variants: int
+    median_error_fraction: float
+
+    @classmethod
+    def of(cls, records: Iterable[VariantRecord]) -> LatencyErrors | None:
+        """Over the variants whose latency was predicted; None if there are none."""
+        errors = [
+            abs(record.predicted["latency_ms"] / record.cost.latency_ms - 1)
+            for record in records
+            if len(record.plan) and record.cost is not None and "latency_ms" in record.predicted
+        ]
+        return cls(len(errors), median(errors)) if errors else None
+
+    def __str__(self) -> str:
+        percent = 100 * self.median_error_fraction
+        return (
+            f"The latency of {self.variants} variants was predicted from single layers with a "
+            f"median error of {percent:.2g} %."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -292,6 +328,11 @@ class Result:
     reason: str = ""
     open_runtime: Callable[[], Any] | None = None
 
+    @property
+    def latency_errors(self) -> LatencyErrors | None:
+        """Predicted against measured; None where latency was not the objective."""
+        return LatencyErrors.of(self.variants)
+
     def __str__(self) -> str:
         c = self.certificate
         within = "within" if c.within_delta else "NOT within"
@@ -317,6 +358,7 @@ class Result:
             "artifacts": {name: str(path) for name, path in self.artifacts.items()},
             "lost": list(self.lost),
             "info": dict(self.info),
+            "latency_errors": self.latency_errors.to_json() if self.latency_errors else None,
             "reason": self.reason,
         }
 

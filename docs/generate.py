@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
+from compressor.techniques import TECHNIQUES
 from compressor.training import algorithms
 from compressor.training.algorithm import Algorithm
+from compressor.training.card import Card
 
 FOLDER = Path(__file__).parent
 
@@ -16,8 +19,9 @@ def algorithms_page() -> str:
     classes = [
         value
         for _, value in sorted(vars(algorithms).items(), key=lambda item: item[0].lower())
-        if inspect.isclass(value) and issubclass(value, Algorithm) and value.card is not None
+        if inspect.isclass(value) and issubclass(value, Algorithm)
     ]
+    cards = [(cls, cls.card) for cls in classes if cls.card is not None]
     lines = [
         "# Algorithms",
         "",
@@ -27,33 +31,56 @@ def algorithms_page() -> str:
         "| algorithm | what it does | function |",
         "|---|---|---|",
     ]
-    for cls in classes:
-        card = cls.card
-        assert card is not None
-        function = f"`{card.functional}`" if card.functional else ""
-        lines.append(f"| [{cls.__name__}](#{cls.__name__.lower()}) | {card.summary} | {function} |")
-    for cls in classes:
-        lines += ["", f"## {cls.__name__}", "", *_card(cls)]
+    for cls, card in cards:
+        name = cls.__name__
+        lines.append(f"| [{name}](#{name.lower()}) | {card.summary} | {_function(card)} |")
+    for cls, card in cards:
+        lines += ["", f"## {cls.__name__}", "", card.summary, "", *_signature(cls), *_facts(card)]
     return "\n".join(lines) + "\n"
 
 
-def _card(cls: type[Algorithm]) -> list[str]:
-    card = cls.card
-    assert card is not None
+def techniques_page() -> str:
+    """A card for each technique, in the order in which they are applied."""
+    classes = sorted((TECHNIQUES.get(name) for name in TECHNIQUES.names()), key=lambda c: c.stage)
+    cards = [(cls, cls.card) for cls in classes if cls.card is not None]
+    lines = [
+        "# Techniques",
+        "",
+        "Made from the cards in the code by `python -m docs.generate`. The engine may use all, or",
+        'those that `config={"techniques": ["channel_pruning", "static_int8"]}` names. They are',
+        "applied stage by stage, in this order. Classes are in `compressor.techniques`, functions",
+        "in `compressor.functional`.",
+        "",
+        "| technique | stage | what it does | function |",
+        "|---|---|---|---|",
+    ]
+    for cls, card in cards:
+        row = (f"[{cls.name}](#{cls.name})", cls.stage.name.lower(), card.summary, _function(card))
+        lines.append(f"| {' | '.join(row)} |")
+    for cls, card in cards:
+        lines += ["", f"## {cls.name}", "", card.summary, "", *_signature(cls), *_facts(card)]
+    return "\n".join(lines) + "\n"
+
+
+def _function(card: Card) -> str:
+    return f"`{card.functional}`" if card.functional else ""
+
+
+def _signature(cls: type) -> Sequence[str]:
     signature = str(inspect.signature(cls)).replace("'", "").replace(" -> None", "")
-    return [
-        card.summary,
-        "",
-        f"    {cls.__name__}{signature}",
-        "",
+    return f"    {cls.__name__}{signature}", ""
+
+
+def _facts(card: Card) -> Sequence[str]:
+    return (
         f"- **Source:** {card.source}",
         f"- **Use it when:** {card.use_when}",
         f"- **Leave it when:** {card.avoid_when}",
         f"- **Cost:** {card.cost}",
-    ]
+    )
 
 
-PAGES = {"algorithms.md": algorithms_page}
+PAGES = {"algorithms.md": algorithms_page, "techniques.md": techniques_page}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -414,7 +414,9 @@ def test_a_model_without_a_graph_is_still_pruned_and_says_what_is_lost(
 ) -> None:
     model = Untraceable()
     model.load_state_dict(trained.state_dict())
-    engine = make_engine(model, data, tmp_path, delta=20.0)
+    engine = make_engine(
+        model, data, tmp_path, delta=20.0, techniques=["channel_pruning", "block_removal"]
+    )
     engine.run()
     assert engine.result is not None
     assert any("cannot be traced" in sentence for sentence in engine.result.lost)

@@ -7,7 +7,17 @@ import json
 import pytest
 
 from compressor.errors import StudyError
-from compressor.result import Certificate, Choice, Cost, Parity, Plan, Result, VariantRecord, digest
+from compressor.result import (
+    Certificate,
+    Choice,
+    Cost,
+    LatencyErrors,
+    Parity,
+    Plan,
+    Result,
+    VariantRecord,
+    digest,
+)
 
 NARROW = Choice("channel_pruning", "conv1", {"kept": [0, 2]}, "2 of 4 channels", ("conv1", "bn1"))
 REMOVE = Choice("block_removal", "layer1.0", {"removed": True}, "removed")
@@ -93,3 +103,33 @@ def test_a_result_is_printed_in_a_line() -> None:
 def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": [2, 3]}) == digest({"b": [2, 3], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def predicted(latency_ms: float | None, measured_ms: float, *choices: Choice) -> VariantRecord:
+    promise = {} if latency_ms is None else {"latency_ms": latency_ms}
+    cost = Cost(1, 1, 1, measured_ms)
+    return VariantRecord("id", Plan(choices), "done", {"accuracy": 1.0}, cost, promise)
+
+
+def test_the_error_of_predicted_latencies_is_a_median_fraction_of_the_measured() -> None:
+    records = [
+        predicted(1.1, 1.0, NARROW),
+        predicted(0.5, 1.0, NARROW),
+        predicted(1.0, 1.25, REMOVE),
+        predicted(None, 9.0, REMOVE),  # another objective
+        predicted(1.0, 1.0),  # the reference itself: nothing was predicted
+        VariantRecord("id", Plan((NARROW,)), "failed", predicted={"latency_ms": 1.0}),
+    ]
+    errors = LatencyErrors.of(records)
+    assert errors is not None
+    assert errors.variants == 3
+    assert errors.median_error_fraction == pytest.approx(0.2)
+    assert "median error of 20 %" in str(errors)
+    assert LatencyErrors.of(records[3:]) is None
+
+
+def test_the_result_states_the_error_of_its_predictions() -> None:
+    result = Result(None, CERTIFICATE, [predicted(1.5, 1.0, NARROW)], [], {}, Plan())
+    stated = result.to_json()["latency_errors"]
+    assert stated == {"variants": 1, "median_error_fraction": 0.5}
+    assert Result(None, CERTIFICATE, [], [], {}, Plan()).to_json()["latency_errors"] is None

@@ -68,7 +68,7 @@ class Config:
         target: default: "onnxruntime" on the CPU; with device GPU "eager" on CUDA.
         budget: limits of the run and of the model.
         techniques: names of those that may be used; None: all.
-        importance: what ranks the channels of a group; see `techniques.importance`.
+        importance: what ranks the channels of a group; see `structure.scores`.
         run_dir: folder of the run; None: the engine chooses one.
         seed: of everything that is drawn.
         holdout: split that the result alone is measured on; None: `eval_split`.
@@ -97,7 +97,9 @@ class Config:
     target: TargetConfig = field(default_factory=TargetConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     techniques: tuple[str, ...] | None = None
-    importance: Literal["taylor", "l1", "l2", "bn_scale"] = "taylor"
+    importance: Literal[
+        "taylor", "l1", "l2", "bn_scale", "lamp", "fpgm", "hessian", "activation"
+    ] = "taylor"
     run_dir: str | None = None
     seed: int = 0
     holdout: str | None = None

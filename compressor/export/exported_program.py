@@ -12,34 +12,49 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from compressor.errors import ExportError, first_line
+from compressor.export.detection_ops import traceable_detectors
 from compressor.files import write_bytes
 from compressor.interfaces.inputs import ModelInputs, device_of
 from compressor.structure.trace import FORWARD_FAILURES, eval_mode
 
 
 def export_program(
-    model: nn.Module, inputs: ModelInputs, *, blamed: nn.Module | None = None
+    model: nn.Module,
+    inputs: ModelInputs,
+    *,
+    blamed: nn.Module | None = None,
+    any_batch: bool = True,
 ) -> ExportedProgram:
     """`model` in evaluation mode as a graph that takes any batch size.
+
+    A list of images has no such dimension: their number and sizes are fixed.
 
     Args:
         model: not changed; its mode is restored.
         inputs: one call's arguments. Dimension 0 of each tensor that is as long as the batch
             becomes dynamic; all else is fixed.
         blamed: the part of `model` whose module names an error speaks of; all of it by default.
+        any_batch: whether there is a dimension for the batch; if not, all is fixed.
 
     Raises:
         ExportError: if the model cannot be traced; the message names the module.
     """
-    # torch.export takes a batch of 0 or 1 for a constant
-    example = inputs.with_batch(max(2, inputs.batch_size)).to(device_of(model))
-    kwargs = dict(example.kwargs)
+    example = inputs.to(device_of(model))
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in example.tensors():
-        if tensor.dim() and len(tensor) == example.batch_size:
-            shapes[tensor] = {0: Dim("batch")}
+    if any_batch and not is_image_list(inputs):
+        # torch.export takes a batch of 0 or 1 for a constant
+        example = example.with_batch(max(2, inputs.batch_size))
+        for tensor in example.tensors():
+            if tensor.dim() and len(tensor) == example.batch_size:
+                shapes[tensor] = {0: Dim("batch")}
+    kwargs = dict(example.kwargs)
     blamed = blamed or model
-    with eval_mode(model), _running_modules(blamed) as running, torch.no_grad():
+    with (
+        eval_mode(model),
+        traceable_detectors(model),
+        _running_modules(blamed) as running,
+        torch.no_grad(),
+    ):
         try:
             return torch.export.export(
                 model,
@@ -54,6 +69,12 @@ def export_program(
             raise
         except FORWARD_FAILURES as error:
             raise ExportError(_reason(blamed, running, error)) from error
+
+
+def is_image_list(inputs: ModelInputs) -> bool:
+    """Whether the batch is a list of images, so that one more of them is one more tensor."""
+    more = inputs.with_batch(inputs.batch_size + 1)
+    return len(more.tensors()) != len(inputs.tensors())
 
 
 def save_exported_program(model: nn.Module, inputs: ModelInputs, path: Path | str) -> Path:

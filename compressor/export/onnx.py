@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.errors import ExportError, first_line
-from compressor.export.exported_program import export_program
+from compressor.export.detection_ops import DESCRIPTION_WARNING
+from compressor.export.exported_program import export_program, is_image_list
 from compressor.export.graph import Graph, attribute, drop_unused_constants, sort_nodes
 from compressor.export.layers import MODULE_KEY
 from compressor.export.signature import METADATA_KEY, Signature
@@ -37,6 +38,9 @@ def export_onnx(
 ) -> Path:
     """Write `model` in evaluation mode as one ONNX file that takes any batch size.
 
+    Of a detector that takes a list of images, the number and the sizes of the images are fixed; how
+    many objects it finds is not.
+
     Each node says in its metadata (`compressor.module`) which module it comes from; the file's
     metadata hold the `Signature`. The same model gives the same bytes.
 
@@ -54,8 +58,9 @@ def export_onnx(
     with eval_mode(model), torch.no_grad():
         signature = Signature.of(model, inputs, inputs.call(model))
     flat = _Flat(model, inputs)
-    program = export_program(flat, flat.example, blamed=model)
-    with _quiet():
+    program = export_program(flat, flat.example, blamed=model, any_batch=not is_image_list(inputs))
+    # Converting decomposes the traced graph again: as it was traced, without gradients.
+    with _quiet(), torch.no_grad():
         try:
             exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
         except RuntimeError as error:
@@ -215,16 +220,19 @@ def _to_half(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes to its own developers."""
-    logger = logging.getLogger("torch.onnx._internal.exporter")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the notes of the exporter and its optimiser to their own developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx._internal.exporter", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(torch\.onnx|onnxscript|onnx_ir)(\.|$)")
+            warnings.filterwarnings("ignore", DESCRIPTION_WARNING, FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _untranslated(error: RuntimeError) -> str:

@@ -21,9 +21,12 @@ from compressor.interfaces.inputs import ModelInputs
 from compressor.logs import get_logger
 from compressor.profiling.latency import Timing
 from compressor.result import Parity, Plan
+from compressor.structure.factored import factor_names
+from compressor.structure.fusion import fold
 from compressor.structure.trace import copy_model
 from compressor.targets import Deployed, OnnxRuntimeModel, Target, make_target
 from compressor.targets.int8_files import Int8Files
+from compressor.targets.layer_latencies import machine_path
 
 logger = get_logger(__name__)
 
@@ -49,11 +52,11 @@ class Deployment:
 
         Args:
             config: which.
-            folder: for the reference's files and the table of layer latencies.
+            folder: for the reference's files.
         """
         self._config = config
         self._folder = folder
-        self.target: Target = make_target(config, cache_path=folder / "layer_latencies.json")
+        self.target: Target = make_target(config, cache_path=machine_path())
         self._reference: Deployed | None = None
         self._int8: Int8Files | None = None
 
@@ -79,7 +82,7 @@ class Deployment:
     def reference(self, model: nn.Module, inputs: ModelInputs) -> Deployed:
         """The reference in float32; deployed once."""
         if self._reference is None:
-            self._reference = self.target.deploy(_on_cpu(model), inputs, self._folder)
+            self._reference = self.target.deploy(self._lean(model, inputs), inputs, self._folder)
         return self._reference
 
     def quantizable_layers(self, model: nn.Module, inputs: ModelInputs) -> list[str]:
@@ -107,10 +110,15 @@ class Deployment:
         plan: Plan,
         calibration: Iterable[ModelInputs],
     ) -> Deployed:
-        """`model` on the target, with the layers in int8 that `plan` names."""
-        layers = frozenset(choice.site for choice in plan.of(INT8))
+        """`model` on the target, with the layers in int8 that `plan` names.
+
+        Of a layer that has become a chain, all layers of the chain.
+        """
+        layers = frozenset(
+            name for choice in plan.of(INT8) for name in factor_names(model, choice.site)
+        )
         return self.target.deploy(
-            _on_cpu(model), inputs, folder, int8_layers=layers, calibration=calibration
+            self._lean(model, inputs), inputs, folder, int8_layers=layers, calibration=calibration
         )
 
     def time(self, module: nn.Module, inputs: ModelInputs) -> Timing:
@@ -147,7 +155,7 @@ class Deployment:
         deployed = self.deploy(model, inputs, folder, plan, calibration)
         paths: dict[str, Path] = dict(deployed.files)
         notes: list[str] = []
-        for name, write in _writers(model, inputs, folder, config).items():
+        for name, write in _writers(self._lean(model, inputs), inputs, folder, config).items():
             if name in paths:
                 continue
             try:
@@ -171,6 +179,17 @@ class Deployment:
         if self.target.name == "onnxruntime":
             return OnnxRuntimeModel(artifacts["onnx"], threads=self.target.threads)
         return load(artifacts["model_dir"]).to(self.target.device)
+
+    def _lean(self, model: nn.Module, inputs: ModelInputs) -> nn.Module:
+        """A copy on the CPU; for a file with its batch norms folded and idle modules left out.
+
+        Where the model itself is deployed it is measured as it is saved: a fold would also multiply
+        the values of a clustered weight, which then packs no more.
+        """
+        model = _on_cpu(model)
+        if self.target.name == "onnxruntime":
+            fold(model, inputs.to("cpu"))
+        return model
 
 
 def _writers(

@@ -1,20 +1,34 @@
 """What choices do to a model's layers, and what a layer then costs: the torch side of `Space`.
 
 Layers are convolutions and linear layers: they hold nearly all of the cost, and a layer of another
-width is made here to be counted or timed without building the whole variant.
+width, or the chain that stands for it, is made here to be counted or timed without building the
+whole variant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from dataclasses import replace
+from functools import cache
+from math import prod
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from compressor.result import Choice
 from compressor.search.space import FLOAT_BITS, LayerChange, LayerCost, LayerState
+from compressor.structure.factored import (
+    Factored,
+    Layer,
+    blank,
+    chain_macs,
+    settled_ranks,
+    weight_entries,
+    widths,
+)
 
-Layer: TypeAlias = _ConvNd | nn.Linear
 Shape = tuple[int, ...]
 
 FLOAT_BYTES = 4
@@ -25,36 +39,68 @@ def costly_layers(model: nn.Module) -> dict[str, Layer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
 
 
-def layer_state(layer: Layer) -> LayerState:
-    """Widths of `layer`, in float."""
-    if isinstance(layer, nn.Linear):
-        return LayerState(layer.in_features, layer.out_features)
-    return LayerState(layer.in_channels, layer.out_channels)
+def layer_state(layer: Layer | Factored) -> LayerState:
+    """Widths of `layer`, in float, and the form of a chain."""
+    if isinstance(layer, Factored):
+        taken, made = widths(layer.layers[0])[0], widths(layer.layers[-1])[1]
+        return LayerState(taken, made, form=layer.form, ranks=layer.ranks)
+    return LayerState(*widths(layer))
+
+
+def stated_change(choice: Choice) -> LayerChange | None:
+    """What a choice does to the layer at its site, if its setting says it.
+
+    None for those whose effect has to be read off an edited copy.
+    """
+    setting = choice.setting
+    if not setting.keys() & {"bits", "form", "stored_bits"}:
+        return None
+    return LayerChange(
+        bits=setting.get("bits"),
+        form=setting.get("form", ""),
+        ranks=tuple(setting.get("ranks", ())),
+        stored_bits=setting.get("stored_bits"),
+    )
 
 
 def structural_changes(
     before: Mapping[str, LayerState], model: nn.Module
 ) -> dict[str, LayerChange]:
-    """How the layers of `model`, an edited copy, differ from `before`."""
-    after = {name: layer_state(layer) for name, layer in costly_layers(model).items()}
+    """How the layers of `model`, an edited copy, differ from `before`.
+
+    A chain that stands for a layer has its name, and is that layer in another form.
+    """
+    chains = {name: m for name, m in model.named_modules() if isinstance(m, Factored)}
+    after = {name: layer_state(m) for name, m in {**costly_layers(model), **chains}.items()}
     changes = {}
     for name, state in before.items():
         if name not in after:
             changes[name] = LayerChange(removes=True)
         elif after[name] != state:
             changes[name] = LayerChange(
-                after[name].inputs - state.inputs, after[name].outputs - state.outputs
+                after[name].inputs - state.inputs,
+                after[name].outputs - state.outputs,
+                form=after[name].form,
+                ranks=after[name].ranks,
             )
     return changes
 
 
+def in_state(layer: Layer, state: LayerState) -> Layer | Factored:
+    """A fresh layer like `layer` in `state`, or the chain that stands for it; weights are random.
+
+    Ranks are cut to what the layer has at these widths; it is whole where a chain would be larger.
+    """
+    whole = resized(layer, state)
+    ranks = _ranks(state, tuple(whole.weight.shape))
+    return blank(whole, state.form, ranks) if ranks else whole
+
+
 def resized(layer: Layer, state: LayerState) -> Layer:
-    """A fresh layer like `layer` with the widths of `state`; weights are random."""
+    """A fresh whole layer like `layer` with the widths of `state`; weights are random."""
     has_bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
         return nn.Linear(state.inputs, state.outputs, bias=has_bias)
-    # A depthwise layer loses a group with each channel; other groups keep their number.
-    is_depthwise = layer.groups > 1 and layer.groups == layer.in_channels
     made: Layer = _class(layer)(
         state.inputs,
         state.outputs,
@@ -62,7 +108,7 @@ def resized(layer: Layer, state: LayerState) -> Layer:
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,
-        groups=state.inputs if is_depthwise else layer.groups,
+        groups=_groups(layer, state),
         bias=has_bias,
     )
     return made
@@ -79,35 +125,62 @@ def resized_input(layer: Layer, shape: Shape, inputs: int) -> Shape:
 
 
 def weight_count(layer: Layer, state: LayerState) -> int:
-    """Entries of the weight in that state."""
-    made = layer_state(layer)
-    full = layer.weight.numel()
-    if not isinstance(layer, nn.Linear) and layer.groups > 1 and layer.groups == made.inputs:
-        return full * state.outputs // made.outputs
-    return full * state.inputs * state.outputs // (made.inputs * made.outputs)
+    """Entries of the weight in that state, or of the weights of a chain together."""
+    shape = _weight_shape(layer, state)
+    ranks = _ranks(state, shape)
+    return weight_entries(state.form, ranks, shape) if ranks else prod(shape)
 
 
-def size_cost(layers: Mapping[str, Layer]) -> LayerCost:
-    """Bytes of a layer's weight at its bits, and of its bias in 32."""
+def size_cost(layers: Mapping[str, Layer], *, stores_compact: bool = False) -> LayerCost:
+    """Bytes of a layer's weight at its bits, and of its bias in 32.
+
+    Args:
+        layers: of the reference.
+        stores_compact: the target's file is packed, and `LayerState.stored_bits` counts.
+    """
 
     def cost(name: str, state: LayerState) -> float:
         if state.is_removed:
             return 0.0
         layer = layers[name]
         bias = 0 if layer.bias is None else state.outputs
-        return weight_count(layer, state) * state.bits / 8 + bias * FLOAT_BYTES
+        bits: float = state.bits
+        if stores_compact and state.stored_bits is not None:
+            bits = min(bits, state.stored_bits)
+        return weight_count(layer, state) * bits / 8 + bias * FLOAT_BYTES
 
     return cost
 
 
-def macs_cost(layers: Mapping[str, Layer], macs: Mapping[str, int]) -> LayerCost:
-    """MACs of a layer: those of the reference, scaled as its weight is."""
+def macs_cost(
+    layers: Mapping[str, Layer], macs: Mapping[str, int], input_shapes: Mapping[str, Shape]
+) -> LayerCost:
+    """MACs of a layer: those of the reference, scaled as its weight is; of a chain, its own share.
+
+    Args:
+        layers: of the reference.
+        macs: of each in the reference.
+        input_shapes: of each, of its first call.
+    """
+
+    @cache
+    def share(name: str, state: LayerState) -> float:
+        """Of the whole layer's MACs that its chain needs."""
+        shape = resized_input(layers[name], input_shapes[name], state.inputs)
+        with torch.device("meta"):
+            made = in_state(layers[name], state)
+            whole = resized(layers[name], state)
+        chain = made.layers if isinstance(made, Factored) else [made]
+        return chain_macs(chain, shape) / chain_macs([whole], shape)
 
     def cost(name: str, state: LayerState) -> float:
-        if state.is_removed:
+        if state.is_removed or not macs.get(name, 0):
             return 0.0
-        layer = layers[name]
-        return macs.get(name, 0) * weight_count(layer, state) / layer.weight.numel()
+        weight = layers[name].weight
+        whole = macs[name] * prod(_weight_shape(layers[name], state)) / weight.numel()
+        if not state.form:
+            return whole
+        return whole * share(name, replace(state, bits=FLOAT_BITS, stored_bits=None))
 
     return cost
 
@@ -115,14 +188,14 @@ def macs_cost(layers: Mapping[str, Layer], macs: Mapping[str, int]) -> LayerCost
 def latency_cost(
     layers: Mapping[str, Layer],
     input_shapes: Mapping[str, Shape],
-    time_layer: Callable[[Layer, Shape, bool], float],
+    time_layer: Callable[[Layer | Factored, Shape, bool], float],
 ) -> LayerCost:
     """Milliseconds of a layer, timed alone on the target; equal layers are timed once.
 
     Args:
         layers: of the reference.
         input_shapes: of each, at the target's batch size.
-        time_layer: times a layer on an input shape, in int8 or not.
+        time_layer: times a layer, or a chain, on an input shape, in int8 or not.
     """
 
     def cost(name: str, state: LayerState) -> float:
@@ -130,6 +203,27 @@ def latency_cost(
             return 0.0
         layer = layers[name]
         shape = resized_input(layer, input_shapes[name], state.inputs)
-        return time_layer(resized(layer, state), shape, state.bits < FLOAT_BITS)
+        return time_layer(in_state(layer, state), shape, state.bits < FLOAT_BITS)
 
     return cost
+
+
+def _ranks(state: LayerState, shape: Shape) -> tuple[int, ...]:
+    """Of the chain that a weight of this shape becomes; () if it stays whole."""
+    return settled_ranks(state.form, state.ranks, shape) if state.form else ()
+
+
+def _groups(layer: _ConvNd, state: LayerState) -> int:
+    """Of a convolution at these widths: it loses whole groups, of as many channels each."""
+    return max(layer.groups * state.inputs // layer.in_channels, 1) if layer.groups > 1 else 1
+
+
+def _weight_shape(layer: Layer, state: LayerState) -> Shape:
+    """Of the whole weight at these widths."""
+    if isinstance(layer, nn.Linear):
+        return (state.outputs, state.inputs)
+    groups = _groups(layer, state)
+    sides = [state.outputs, state.inputs]
+    if layer.transposed:
+        sides.reverse()
+    return (sides[0], sides[1] // groups, *layer.kernel_size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,18 @@ from compressor.errors import ConfigError, ExportError, ModelError
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_calls, check_training
 from compressor.frameworks.defaults import make_task
-from compressor.frameworks.deployment import Deployment
+from compressor.frameworks.deployment import INT8, Deployment
 from compressor.frameworks.divergence import divergence
 from compressor.frameworks.identity import source_of, stable
 from compressor.frameworks.int8_layers import allowed_layers
+from compressor.frameworks.latency_model import LatencyModel, group_latency_ms
 from compressor.frameworks.layer_costs import (
     costly_layers,
     latency_cost,
     layer_state,
     macs_cost,
     size_cost,
+    stated_change,
     structural_changes,
 )
 from compressor.frameworks.recovery import Recovery
@@ -38,21 +42,36 @@ from compressor.progress import Progress
 from compressor.result import Choice, Cost, Plan, digest
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.structure import archive
+from compressor.structure.attention import replace_attention
+from compressor.structure.groups import ChannelGroup
 from compressor.structure.trace import copy_model, copy_skeleton, export_graph, input_shapes
-from compressor.techniques import TECHNIQUES, Stage, Technique, TechniqueContext, apply_plan
+from compressor.targets.layer_latencies import LayerLatencies
+from compressor.techniques import (
+    TECHNIQUES,
+    ChannelPruning,
+    Stage,
+    Technique,
+    TechniqueContext,
+    apply_plan,
+)
 from compressor.training.algorithms.batchnorm import reestimate_batchnorm
 
 logger = get_logger(__name__)
 
 DRYRUN_BATCHES = 2
 EXAMPLE_SAMPLES = 32
+TIMING_SHARE = 0.1  # of the minutes: for timing single layers
 # How the kernels of each kind of target step (measured for ONNX Runtime on x86: fp32 by 16, int8
 # by 4 and never below 16); bytes and MACs do not step, but odd widths leave the fast layouts.
 WIDTH_MULTIPLE = {"latency": 16, "compression": 8, "macs": 8, "quantization": 8}
 
 
 class TorchBench:
-    """One job. Models handed out are copies on the job's device; the reference is never changed."""
+    """One job. Models handed out are copies on the job's device; the reference is never changed.
+
+    Attention of hard-wired width has the form in which heads can be removed; see
+    `structure.attention`.
+    """
 
     def __init__(self, job: Job, run_dir: Path, progress: Progress) -> None:
         """Understand the job.
@@ -69,16 +88,20 @@ class TorchBench:
             job.data, self.config.eval_split, self.config.holdout, max_batches=limit
         )
         self.task = make_task(job)
-        self.reference = copy_model(job.model).to(self.device).eval()
+        self.techniques = _make_techniques(self.config)
+        self._given = copy_model(job.model).to(self.device).eval()
+        self.reference = copy_model(self._given)
+        if ChannelPruning.name in self.techniques:  # layers compare by name, so from the beginning
+            replace_attention(self.reference)
         self.task.forward_pass.infer_sampler(first_batch(self.data["train"]))
         check_calls(self.task, self.reference, self.data, self.device, self.config.seed)
-        self.techniques = _make_techniques(self.config)
         self._job = job
         self._progress = progress
         self._lost: list[str] = []
         self._looks = 0
         self._baseline: Judged | None = None
-        self._deployment = Deployment(self.config.target, run_dir / "reference")
+        self._folder = run_dir / "reference"
+        self._deployment = Deployment(self.config.target, self._folder)
         if self.config.optimization == "quantization" and not self._deployment.supports_int8:
             raise ConfigError(
                 f"optimization='quantization' needs a runtime with int8, and the target is "
@@ -116,7 +139,8 @@ class TorchBench:
     def lost(self) -> Sequence[str]:
         """What cannot be done with this model, and why."""
         quarantined = [
-            f"{item.technique}: {item.site}: {item.reason}" for item in self.context.lost
+            ": ".join(filter(None, (item.technique, item.site, item.reason)))
+            for item in self.context.lost
         ]
         return [*self._lost, *quarantined]
 
@@ -168,12 +192,13 @@ class TorchBench:
         return {name: layer_state(layer) for name, layer in costly_layers(self.reference).items()}
 
     def effects(self, choices: Sequence[Choice]) -> Mapping[str, Mapping[str, LayerChange]]:
-        """What each choice does to each layer, read off an edited copy."""
+        """What each choice does to each layer, as it says or read off an edited copy."""
         before = self.layers()
         effects = {}
         for choice in choices:
-            if self.is_number(choice.technique):
-                effects[choice.key] = {choice.site: LayerChange(bits=choice.setting["bits"])}
+            stated = stated_change(choice)
+            if stated is not None:
+                effects[choice.key] = {choice.site: stated}
             else:
                 copy = copy_skeleton(self.reference)
                 apply_plan(copy, Plan((choice,)), self.techniques, self.context)
@@ -184,13 +209,15 @@ class TorchBench:
         """Cost of a layer in a state."""
         layers = costly_layers(self.reference)
         if resource == "size_bytes":
-            return size_cost(layers)
+            return size_cost(layers, stores_compact=self._deployment.target.stores_compact)
         if resource == "macs":
             counted = count(self.reference, self.example.with_batch(1).to(self.device))
-            return macs_cost(layers, {layer.name: layer.macs for layer in counted.layers})
-        inputs = self.example.with_batch(self.config.target.batch_size).to(self.device)
-        shapes = input_shapes(self.reference, inputs)
-        return latency_cost(layers, shapes, self._deployment.layer_latency_ms)
+            return macs_cost(
+                layers,
+                {layer.name: layer.macs for layer in counted.layers},
+                {layer.name: layer.input_shape for layer in counted.layers},
+            )
+        return self._latency.cost
 
     def damage_of(self, choice: Choice) -> float:
         """Divergence of the outputs on the subset when `choice` alone is made."""
@@ -207,7 +234,7 @@ class TorchBench:
 
     def build(self, plan: Plan) -> nn.Module:
         """A copy of the reference with `plan` applied and its batch norms re-estimated."""
-        model = copy_model(self.reference)
+        model = copy_model(self.reference if len(plan) else self._given)
         if len(plan):
             apply_plan(model, plan, self.techniques, self.context)
             self._reestimate(model)
@@ -223,6 +250,10 @@ class TorchBench:
             for algorithm in technique.algorithms(plan.of(technique.name).choices)
         ]
         self.recovery.fit(model, epochs, folder, is_final=is_final, algorithms=algorithms)
+        if self.config.external_training_loop is not None:  # which knows nothing of the algorithms
+            for technique in self.techniques.values():
+                if technique.stage in (Stage.VALUES, Stage.PALETTE):
+                    technique.apply(model, plan.of(technique.name).choices, self.context)
 
     def epoch_seconds(self) -> float:
         """A measured guess at one fine-tuning epoch of the whole reference."""
@@ -242,11 +273,11 @@ class TorchBench:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Structure and weights, without pickle."""
-        archive.save(model, folder, reference=self.reference)
+        archive.save(model, folder, reference=self._given)
 
     def load(self, folder: Path) -> nn.Module:
         """A saved variant, on the job's device."""
-        return archive.load(folder, self.reference).to(self.device).eval()
+        return archive.load(folder, self._given).to(self.device).eval()
 
     # export -----------------------------------------------------------------------------------
 
@@ -299,7 +330,10 @@ class TorchBench:
             width_multiple=multiple,
             min_width=multiple,
             importance=self.config.importance,
+            group_cost=self._group_cost if self.config.optimization == "latency" else None,
             accumulate_gradients=self._accumulate_gradients,
+            stores_compact=self._counts_bytes and self._deployment.target.stores_compact,
+            layer_saves=self._layer_saves if self.config.optimization == "latency" else None,
             runtime_layers=self._int8_layers,
         )
 
@@ -320,6 +354,59 @@ class TorchBench:
     @cached_property
     def _reference_outputs(self) -> list[list[Tensor]]:
         return list(outputs_on(self.reference, self.subset.inputs, self.device))
+
+    def _layer_saves(self, name: str, form: str, ranks: tuple[int, ...]) -> bool:
+        """Whether a layer is faster as a chain, at the widths of the reference and in float."""
+        if name not in self.layers():  # inside an attention that pruning replaces
+            return False
+        whole = self.layers()[name]
+        chain = replace(whole, form=form, ranks=ranks)
+        return self._latency.cost(name, chain) < self._latency.cost(name, whole)
+
+    def _group_cost(self, group: ChannelGroup, width: int) -> float:
+        """Milliseconds of the layers of `group` at a width."""
+        layers = costly_layers(self.reference)
+        return group_latency_ms(group, width, layers, self._latency.cost, self._int8_choices)
+
+    @cached_property
+    def _int8_choices(self) -> Sequence[str]:
+        """Layers that may be quantized in this run."""
+        return self._int8_layers() if INT8 in self.techniques else ()
+
+    @cached_property
+    def _latency(self) -> LatencyModel:
+        """Milliseconds of layers within the reference."""
+        assert self._baseline is not None
+        inputs = self.example.with_batch(self.config.target.batch_size).to(self.device)
+        layers, shapes = costly_layers(self.reference), input_shapes(self.reference, inputs)
+        minutes = self.config.budget.minutes
+        key = digest([self.digest(), dict(self.target()), minutes, sorted(self.techniques)])
+        told = LayerLatencies(self._folder / f"layer_costs-{key}.jsonl")
+        model = LatencyModel(
+            self.layers(),
+            latency_cost(layers, shapes, self._deployment.layer_latency_ms),
+            self.layer_cost("macs"),
+            told,
+            limit_seconds=math.inf if minutes is None else minutes * 60 * TIMING_SHARE,
+        )
+        model.calibrate(self._baseline.cost.latency_ms)
+        if int8 := self._int8_choices:
+            mixed = int8[1::3]  # none of them beside another
+            int8_ms = told.get("int8", lambda: self._int8_latency_ms(int8))
+            others = [name for name in int8 if name not in mixed]
+            mixed_ms = told.get("mixed", lambda: self._int8_latency_ms(others))
+            model.calibrate_int8(int8, int8_ms, mixed, mixed_ms)
+        return model
+
+    def _int8_latency_ms(self, layers: Sequence[str]) -> float:
+        """Of the reference with `layers` in int8."""
+        return self._latency_ms(self._deployment.quantized_reference(layers, self.subset.inputs))
+
+    @property
+    def _counts_bytes(self) -> bool:
+        """Whether a smaller file is worth anything in this run."""
+        is_limited = self.config.budget.size_bytes is not None
+        return is_limited or self.config.optimization == "compression"
 
     def _int8_layers(self) -> Sequence[str]:
         layers = self._deployment.quantizable_layers(self.reference, self.example)

@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 
 from compressor.errors import ModelError
 
+IMAGE_DIMS = 3
+IMAGE_CHANNELS = (1, 3, 4)
+
 
 @dataclass(frozen=True)
 class ModelInputs:
@@ -54,9 +57,19 @@ class ModelInputs:
         """The same arguments with floating point tensors in float64."""
         return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
+    def float(self) -> ModelInputs:
+        """The same arguments with floating point tensors in float32."""
+        return self.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
     @property
     def batch_size(self) -> int:
-        """Length of dimension 0 of the first tensor that has one, else 1."""
+        """Length of dimension 0 of the first tensor that has one, else 1.
+
+        A list of images (C, H, W), as torchvision's detectors take, is a batch of its length.
+        """
+        images = _image_list(self.args)
+        if images is not None:
+            return len(images)
         return next((len(tensor) for tensor in self.tensors() if tensor.dim()), 1)
 
     def with_batch(self, size: int) -> ModelInputs:
@@ -65,6 +78,10 @@ class ModelInputs:
         Tensors whose dimension 0 is not the batch (scalars, shared tables) stay as they are.
         """
         now = self.batch_size
+        images = _image_list(self.args)
+        if images is not None:
+            some = [images[i % now] for i in range(size)]
+            return ModelInputs(tuple(some if a is images else a for a in self.args), self.kwargs)
 
         def resize(tensor: Tensor) -> Tensor:
             if not tensor.dim() or len(tensor) != now:
@@ -73,6 +90,18 @@ class ModelInputs:
             return tensor.repeat(repeats, *[1] * (tensor.dim() - 1))[:size].contiguous()
 
         return self.map(resize)
+
+
+def _image_list(args: tuple[Any, ...]) -> list[Tensor] | None:
+    """The first argument, if it is a list of (C, H, W) images."""
+    first = args[0] if args else None
+    if not isinstance(first, list) or not first:
+        return None
+    are_images = all(
+        isinstance(image, Tensor) and image.dim() == IMAGE_DIMS and len(image) in IMAGE_CHANNELS
+        for image in first
+    )
+    return first if are_images else None
 
 
 def record_inputs(model: nn.Module, call: Callable[[nn.Module], Any]) -> ModelInputs:

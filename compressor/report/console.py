@@ -27,6 +27,8 @@ def render(result: Result, console: Console | None = None) -> None:
     out.print(verdict(result.certificate), markup=False)
     if result.reason:
         out.print(f"The reference itself is the answer: {result.reason}.", markup=False)
+    if result.latency_errors:
+        out.print(str(result.latency_errors), markup=False)
     for name, path in result.artifacts.items():
         out.print(f"  {name:17} {path}", markup=False, soft_wrap=True)
     for sentence in (*result.lost, *result.certificate.notes):

@@ -13,7 +13,7 @@ from functools import partial
 from compressor.errors import CompressorError
 from compressor.logs import get_logger
 from compressor.progress import Progress
-from compressor.result import Cost, Plan, VariantRecord
+from compressor.result import Cost, LatencyErrors, Plan, VariantRecord
 from compressor.search.budget import Spending
 from compressor.search.strategy import DamageSearch, Proposal
 from compressor.search.variants import Variants
@@ -158,6 +158,9 @@ class Search:
                 allowed *= WIDENING
             else:
                 break
+        errors = LatencyErrors.of(self.records)
+        if errors is not None:
+            logger.info("%s", errors)
         return best_record(self.goal, self.records)
 
     def _explore(self, allowed: float, turn: int) -> None:
@@ -263,10 +266,13 @@ class Search:
         start: VariantRecord | None = None,
         is_final: bool = False,
     ) -> VariantRecord:
+        predicted = {"cost": proposal.cost, "damage": proposal.damage}
+        if self.goal.resource == "latency_ms":
+            predicted["latency_ms"] = proposal.cost
         record = self._variants.make(
             proposal.plan,
             epochs=epochs,
-            predicted={"cost": proposal.cost, "damage": proposal.damage},
+            predicted=predicted,
             start=start,
             is_final=is_final,
         )

@@ -26,22 +26,34 @@ class LayerState:
         outputs: channels or features that it makes.
         bits: of its weights and activations; 32 is float.
         is_removed: the layer is gone and costs nothing.
+        form: of the chain that the layer has become, "" for a whole one; see `structure.factored`.
+        ranks: of that chain, as they were chosen; a narrow layer takes what it has of them.
+        stored_bits: of a weight in a file that is packed, on average; None is `bits`.
     """
 
     inputs: int
     outputs: int
     bits: int = FLOAT_BITS
     is_removed: bool = False
+    form: str = ""
+    ranks: tuple[int, ...] = ()
+    stored_bits: float | None = None
 
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What one choice does to a layer; changes of several choices add up."""
+    """What one choice does to a layer; changes of several choices add up.
+
+    Of two packings the smaller counts: what is sparse and has few values packs smaller still.
+    """
 
     inputs: int = 0
     outputs: int = 0
     bits: int | None = None
     removes: bool = False
+    form: str = ""
+    ranks: tuple[int, ...] = ()
+    stored_bits: float | None = None
 
     def applied_to(self, state: LayerState) -> LayerState:
         """`state` after this change."""
@@ -50,6 +62,12 @@ class LayerChange:
             state.outputs + self.outputs,
             self.bits or state.bits,
             state.is_removed or self.removes,
+            self.form or state.form,
+            self.ranks or state.ranks,
+            min(
+                (bits for bits in (state.stored_bits, self.stored_bits) if bits is not None),
+                default=None,
+            ),
         )
 
 

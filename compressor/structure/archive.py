@@ -1,7 +1,7 @@
 """A compressed model in a folder: structure.json and model.safetensors. No pickle.
 
 The structure is the difference from the reference; any instance of the reference's class, trained
-or not, gets the model back.
+or not, gets the model back. The weights are packed: zeros and palettes make the file smaller.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from compressor.errors import CheckpointError
 from compressor.files import write_bytes
 from compressor.result import digest
 from compressor.structure.describe import diff, rebuild
+from compressor.structure.packing import pack, unpack
 
 STRUCTURE_FILE = "structure.json"
 WEIGHTS_FILE = "model.safetensors"
-FORMAT = 1
+PLAIN_FORMAT, PACKED_FORMAT = 1, 2  # 1 is read by versions that cannot unpack
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], *, reference: nn.Module) -> Path:
@@ -42,9 +45,10 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, reference: nn.Modu
     folder = Path(folder)
     structure = diff(reference, model)
     tensors, aliases = _distinct_tensors(model)
-    weights = safetensors.torch.save(tensors)
+    packed = _pack(tensors)
+    weights = safetensors.torch.save(packed)
     document = {
-        "format": FORMAT,
+        "format": PLAIN_FORMAT if packed.keys() == tensors.keys() else PACKED_FORMAT,
         "reference": _fingerprint(reference),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "aliases": aliases,
@@ -73,18 +77,40 @@ def load(folder: str | os.PathLike[str], reference: nn.Module) -> nn.Module:
             f"{folder} was compressed from {document['reference']}, and the reference given is "
             f"{mine}. Give an instance of the same class and sizes."
         )
-    tensors = _read_weights(Path(folder) / WEIGHTS_FILE, document["weights_sha256"])
+    tensors = unpack(_read_weights(Path(folder) / WEIGHTS_FILE, document["weights_sha256"]))
     for alias, name in document["aliases"].items():
         tensors[alias] = tensors[name]
     model = rebuild(reference, document["difference"])
     try:
-        model.load_state_dict(tensors, strict=True)
+        model.load_state_dict(_versioned(model, tensors), strict=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"The weights in {folder} do not fit the structure beside them: {error} "
             "Save the model again."
         ) from error
     return model.eval()
+
+
+def packed_size_bytes(model: nn.Module) -> int:
+    """Size of the weights file that `save` writes for `model`.
+
+    Raises:
+        CheckpointError: as `save`.
+    """
+    return len(safetensors.torch.save(_pack(_distinct_tensors(model)[0])))
+
+
+def _versioned(model: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`tensors` with the versions of the modules, without which some take them for outdated."""
+    state = model.state_dict()
+    versions = state._metadata  # type: ignore[attr-defined]
+    state = OrderedDict(tensors)
+    state._metadata = versions  # type: ignore[attr-defined]
+    return state
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: part for name, value in tensors.items() for key, part in pack(name, value).items()}
 
 
 def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -123,9 +149,10 @@ def _read_structure(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing. Give the folder that `save` wrote.") from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is truncated or altered: {error}. Save it again.") from error
-    if not complete or document["format"] != FORMAT:
+    if not complete or document["format"] not in (PLAIN_FORMAT, PACKED_FORMAT):
         raise CheckpointError(
-            f"{path} is not a structure of format {FORMAT}. Read it with the version that wrote it."
+            f"{path} is not a structure of format {PLAIN_FORMAT} or {PACKED_FORMAT}. "
+            "Read it with the version that wrote it."
         )
     return dict(document)
 

@@ -1,37 +1,37 @@
 """Channel groups of a model, each verified: pruned equals masked, or the group is quarantined.
 
-A group is offered only after a copy of the model without some of its channels gave the same output
-as the whole model with those channels masked where they are consumed.
+Groups are read off the exported graph by labels (`structure.labels`). Of a model that cannot be
+exported the parts that can are read, each with fixed inputs and outputs; where there are none,
+autograd's graph (`structure.dependency`). All are believed only after the check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import inf
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import nn
+from torch.export import ExportedProgram
 
-from compressor.errors import ModelError, SurgeryError, first_line
-from compressor.interfaces.inputs import ModelInputs, output_tensors
+from compressor.errors import first_line
+from compressor.interfaces.inputs import ModelInputs
+from compressor.structure.attention import replace_attention
+from compressor.structure.check import IS_OUTPUT, Check
+from compressor.structure.counting import with_counts
 from compressor.structure.dependency import candidate_groups
-from compressor.structure.groups import ChannelGroup, ChannelMap, Member
-from compressor.structure.layers import layer_axis
-from compressor.structure.surgery import get, keep_channels, undone
-from compressor.structure.trace import (
-    FORWARD_FAILURES,
-    copy_model,
-    eval_mode,
-    run,
+from compressor.structure.groups import ChannelGroup, ChannelMap, Preparation
+from compressor.structure.labels import Flow
+from compressor.structure.labels.collect import Follower, collect_groups, frozen_layers
+from compressor.structure.parts import exportable_parts
+from compressor.structure.program_trace import Traced
+from compressor.structure.rewriting import (
+    aligned_nodes,
+    find_followers,
+    fixing_modules,
+    padding_modules,
+    trace_modules,
 )
-
-TOLERANCE = 1e-9  # float64 leaves errors near 1e-15, summed in another order
-VISIBLE = 1e-10  # a smaller change of the output would be rounding, and prove nothing
-ROUNDING = 1e-13  # what float64 leaves in any case
-CLARITY = 1e-3  # the error of the cut, as a fraction of the change that the cut makes
-PROBE_SEED = 0  # of the perturbations and subsets: the same groups in every run
+from compressor.structure.trace import FORWARD_FAILURES, copy_model
 
 
 def find_groups(model: nn.Module, inputs: ModelInputs) -> ChannelMap:
@@ -46,26 +46,121 @@ def find_groups(model: nn.Module, inputs: ModelInputs) -> ChannelMap:
     Raises:
         ModelError: if the model cannot be copied, or does not run on `inputs`.
     """
-    probe, inputs, dense = _start(model, inputs)
-    try:
-        candidates = candidate_groups(probe, inputs)
-    except FORWARD_FAILURES as error:
-        reason = f"torch-pruning cannot read this model: {first_line(error)}"
-        return ChannelMap((), (("", reason),))
-    finally:
-        probe.requires_grad_(False)
-    groups: list[ChannelGroup] = []
-    quarantined: list[tuple[str, str]] = []
-    for candidate in candidates:
-        if candidate.group is None:
-            quarantined.append((candidate.name, candidate.reason))
-            continue
-        fault = _fault(probe, inputs, dense, candidate.group)
-        if fault is None:
-            groups.append(candidate.group)
-        elif fault is not _IS_OUTPUT:
-            quarantined.append((candidate.name, fault))
-    return ChannelMap(tuple(groups), tuple(quarantined))
+    check = Check(model, inputs)
+    attentions = replace_attention(check.probe)
+    single = copy_model(model).cpu().float().eval()  # code may cast to float32, and rely on it
+    replace_attention(single)
+    given = inputs.to("cpu").with_batch(2).float()
+    graphs = exportable_parts(single, given, trains=check.trains)
+    del single
+    if not graphs:
+        return _by_autograd(Check(model, inputs))
+    analysis = _Analysis(check, graphs, attentions)
+    analysis.rewrite(padding_modules(analysis.flow))
+    found = analysis.verify()
+    names = fixing_modules(analysis.flow, found.failed)
+    if analysis.rewrite(names):
+        found = analysis.verify()
+    quarantined = tuple((name, analysis.why(fault)) for name, fault in found.faults.items())
+    return ChannelMap(tuple(found.sound), quarantined, frozen_layers(analysis.flow))
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """What the check said."""
+
+    sound: list[ChannelGroup]
+    failed: list[ChannelGroup]
+    faults: dict[str, str]
+
+
+class _Analysis:
+    """The groups of one graph, found again when modules of it got programs."""
+
+    def __init__(
+        self,
+        check: Check,
+        graphs: Mapping[str, Sequence[ExportedProgram]],
+        attentions: Sequence[str],
+    ) -> None:
+        self.flow = Flow(graphs)
+        self._check = check
+        self._graphs = graphs
+        self._attentions = attentions
+        self._names = _first_names(check.probe)
+        self._programs: dict[str, Traced] = {}
+        self._refused: dict[str, str] = {}
+        self._followers: list[Follower] = []
+
+    def rewrite(self, names: Collection[str]) -> bool:
+        """Let these modules have programs; False if that is nothing new."""
+        new = [name for name in names if name not in self._programs and name not in self._refused]
+        traced, refused = trace_modules(self._check.probe, new, self._check.inputs)
+        self._refused |= refused
+        self._programs |= traced
+        if not traced:
+            return False
+        pairs = {n: aligned_nodes(self.flow, n, p) for n, p in self._programs.items()}
+        rewritten = {
+            pairs[name][node]
+            for name, program in self._programs.items()
+            for node, _ in [*program.slots, *program.following]
+            if node in pairs[name]
+        }
+        self.flow = Flow(self._graphs, rewritten)
+        self._followers = [
+            follower
+            for name, program in self._programs.items()
+            for follower in find_followers(self.flow, name, program, pairs[name])
+        ]
+        return True
+
+    def verify(self) -> _Verified:
+        """All groups, each with the counts that it needs."""
+        found = collect_groups(
+            self.flow,
+            self._positions(),
+            dict(self._check.probe.named_parameters(remove_duplicate=False)),
+            self._followers,
+        )
+        groups = [self._complete(group) for group in found if group.size > 1]
+        faults = self._check.faults(groups)
+        mended: dict[str, ChannelGroup] = {}
+        failed = [group for group in groups if group.name in faults]
+        for candidates in with_counts(self._check.probe, failed):
+            left = [group for group in candidates if group.name not in mended]
+            wrong = self._check.faults(left)
+            mended |= {group.name: group for group in left if group.name not in wrong}
+        sound = [mended.get(g.name, g) for g in groups if g.name in mended or g.name not in faults]
+        faults = {name: why for name, why in faults.items() if name not in mended}
+        if mended:
+            faults |= self._check.faults(sound)
+        return _Verified(
+            [group for group in sound if group.name not in faults],
+            [group for group in groups if group.name in faults],
+            faults,
+        )
+
+    def _complete(self, group: ChannelGroup) -> ChannelGroup:
+        """With the tensors' first names, and with what modules need before it is cut."""
+        members = tuple(replace(m, tensor=self._names[m.tensor]) for m in group.members)
+        steps = [
+            Preparation(name)
+            for name in self._attentions
+            if any(member.tensor.startswith(f"{name}.") for member in members)
+        ]
+        programmed = {count.module for count in group.counts}
+        steps += [Preparation(n, p.program) for n, p in self._programs.items() if n in programmed]
+        return replace(group, members=members, prepared=tuple(steps))
+
+    def _positions(self) -> dict[str, int]:
+        order = {name: number for number, name in enumerate(self._names.values())}
+        return {name: order[self._names[name]] for name in self.flow.tensors}
+
+    def why(self, fault: str) -> str:
+        """The fault, and why nothing could be done about it."""
+        reasons = [reason for reason in self._refused.values() if reason]
+        return f"{fault} {reasons[0]}" if reasons else fault
 
 
 def verify_group(model: nn.Module, inputs: ModelInputs, group: ChannelGroup) -> str | None:
@@ -74,129 +169,34 @@ def verify_group(model: nn.Module, inputs: ModelInputs, group: ChannelGroup) -> 
     Raises:
         ModelError: if the model cannot be copied, or does not run on `inputs`.
     """
-    return _fault(*_start(model, inputs), group)
+    return Check(model, inputs).faults([group]).get(group.name)
 
 
-def make_probe(model: nn.Module) -> nn.Module:
-    """A copy of `model` in float64 on which no channel hides: for checks only.
-
-    A layer that starts at zero (the last norm of a block, a classifier) hides every error before
-    it, one with equal entries hides permutations: both get random values, and so do the running
-    statistics of the norms.
-    """
-    probe = copy_model(model).cpu().double().eval().requires_grad_(True)
-    generator = torch.Generator().manual_seed(PROBE_SEED)
-
-    def positive(like: Tensor) -> Tensor:
-        return torch.rand(like.shape, generator=generator, dtype=like.dtype) + 0.5
-
-    with torch.no_grad():
-        for parameter in probe.parameters():
-            is_constant = parameter.numel() > 1 and bool(
-                (parameter == parameter.flatten()[0]).all()
-            )
-            if is_constant or not parameter.any():
-                parameter.copy_(positive(parameter))
-        for module in probe.modules():
-            if isinstance(module, _NormBase) and module.running_mean is not None:
-                assert module.running_var is not None
-                module.running_mean += positive(module.running_mean) - 1
-                module.running_var *= positive(module.running_var)
-    return probe
-
-
-_IS_OUTPUT = "Its channels are the model's outputs."
-
-
-def _start(model: nn.Module, inputs: ModelInputs) -> tuple[nn.Module, ModelInputs, list[Tensor]]:
-    """The probe of `model`, two samples for it, and its outputs before any cut."""
-    probe, inputs = make_probe(model), inputs.to("cpu").with_batch(2).double()
-    with torch.no_grad():
-        run(probe, inputs)
-    return probe, inputs, _outputs(probe, inputs)
-
-
-def _outputs(model: nn.Module, inputs: ModelInputs) -> list[Tensor]:
-    with eval_mode(model), torch.no_grad():
-        outputs = output_tensors(inputs.call(model))
-    if not outputs:
-        raise ModelError(
-            "The model returns no floating point tensor, so no change of it could be seen. "
-            "Return the scores, not the classes."
-        )
-    return outputs
-
-
-def _fault(
-    probe: nn.Module, inputs: ModelInputs, dense: list[Tensor], group: ChannelGroup
-) -> str | None:
-    """The masked-dense check of `group` on two subsets of its channels."""
-    if group.size < 2:
-        return "It has a single channel, so none can be removed."
-    largest_effect = 0.0
-    for kept in _subsets(group.size):
-        cut = f"Without {group.size - len(kept)} of its {group.size} channels"
-        try:
-            with undone(probe):
-                keep_channels(probe, group, kept)
-                outputs = _outputs(probe, inputs)
-        except SurgeryError as refusal:
-            return str(refusal)
-        except FORWARD_FAILURES as failure:
-            return f"{cut} the model does not run: {first_line(failure)}"
-        if [out.shape for out in outputs] != [out.shape for out in dense]:
-            return _IS_OUTPUT
-        masked = _masked_outputs(probe, inputs, group, kept)
-        error, effect = _relative_error(outputs, masked), _relative_error(masked, dense)
-        if not error <= min(TOLERANCE, max(CLARITY * effect, ROUNDING)):
-            return f"{cut} the output is off by {error:.1e} of what masking them gives."
-        largest_effect = max(largest_effect, effect)
-    if largest_effect < VISIBLE:
-        return f"Removing its channels changes the output by {effect:.0e}: that proves nothing."
-    return None
-
-
-def _subsets(size: int) -> list[list[int]]:
-    """Two choices of channels to keep: about two thirds, and a single one."""
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(PROBE_SEED)).tolist()
-    return [sorted(order[max(1, size // 3) :]), [order[0]]]
-
-
-def _masked_outputs(
-    probe: nn.Module, inputs: ModelInputs, group: ChannelGroup, kept: Sequence[int]
-) -> list[Tensor]:
-    """Outputs of the whole model when nobody reads the channels that are not kept."""
-    saved: list[tuple[Tensor, Tensor]] = []
-    pruned = sorted(set(range(group.size)) - set(kept))
+def _by_autograd(check: Check) -> ChannelMap:
+    """The groups that torch-pruning finds, for models without a graph of their own."""
     try:
-        for member in group.consumers:
-            for weight, dim in _weights(probe, member):
-                entries = [entry for channel in pruned for entry in member.index[channel]]
-                saved.append((weight, weight.detach().clone()))
-                with torch.no_grad():
-                    weight.index_fill_(dim, torch.tensor(entries, dtype=torch.long), 0.0)
-        return _outputs(probe, inputs)
+        candidates = candidate_groups(check.probe, check.inputs)
+    except FORWARD_FAILURES as error:
+        reason = f"torch-pruning cannot read this model: {first_line(error)}"
+        return ChannelMap((), (("", reason),))
     finally:
-        for weight, values in reversed(saved):
-            with torch.no_grad():
-                weight.copy_(values)
+        check.probe.requires_grad_(False)
+    quarantined = [(c.name, c.reason) for c in candidates if c.group is None]
+    groups = [candidate.group for candidate in candidates if candidate.group is not None]
+    faults = check.faults(groups)
+    quarantined += [(name, why) for name, why in faults.items() if why is not IS_OUTPUT]
+    sound = tuple(group for group in groups if group.name not in faults)
+    return ChannelMap(sound, tuple(quarantined))
 
 
-def _weights(model: nn.Module, member: Member) -> list[tuple[Any, int]]:
-    layer = get(model, member.module)
-    return [(getattr(layer, key), dim) for key, dim in layer_axis(layer, member.side).tensors]
-
-
-def _relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:
-    """Largest difference, as a fraction of the largest value of the same output."""
-    worst = 0.0
-    for output, target in zip(outputs, expected, strict=True):
-        if not target.numel():
-            continue
-        scale = target.abs().max().item() or 1.0
-        error = ((output - target).abs().max() / scale).item()
-        worst = max(worst, error if error == error else inf)
-    return worst
-
-
-__all__ = ["ChannelGroup", "ChannelMap", "Member", "find_groups", "make_probe", "verify_group"]
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every tensor -> its first name, in the order of the model."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for items in (
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    ):
+        for name, tensor in items:
+            names[name] = first.setdefault(id(tensor), name)
+    return names

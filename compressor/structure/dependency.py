@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from compressor.errors import SurgeryError
 from compressor.interfaces.inputs import ModelInputs, output_tensors
 from compressor.structure.groups import ChannelGroup, Member, Side
-from compressor.structure.layers import layer_axis
+from compressor.structure.layers import layer_axis, layer_members
 
 SideKey = tuple[str, Side]
 
@@ -64,7 +64,6 @@ class _Draft:
 
     size: int
     entries: dict[SideKey, dict[int, int]]
-    sizes: dict[SideKey, int]
 
 
 def _all_groups(model: nn.Module, inputs: ModelInputs) -> Iterator[Any]:
@@ -92,7 +91,7 @@ def _draft(found: Any, names: dict[nn.Module, str]) -> _Draft:
     Raises:
         SurgeryError: if it runs through something that cannot be sliced.
     """
-    draft = _Draft(len(found[0].root_idxs), defaultdict(dict), {})
+    draft = _Draft(len(found[0].root_idxs), defaultdict(dict))
     for item in found:
         module = item.dep.target.module
         if isinstance(module, nn.Parameter):
@@ -104,7 +103,7 @@ def _draft(found: Any, names: dict[nn.Module, str]) -> _Draft:
             continue  # an operation, or a module that works on each entry alone
         for side in _sides(module, item.dep.handler):
             key = (names[module], side)
-            draft.sizes[key] = layer_axis(module, side).size
+            layer_axis(module, side)  # raises if it cannot be sliced
             draft.entries[key].update(zip(item.idxs, item.root_idxs, strict=True))
     return draft
 
@@ -151,34 +150,36 @@ def _merge_blocks(drafts: list[_Draft], modules: dict[str, nn.Module]) -> list[C
         for channel in range(draft.size):
             classes[joined.find((number, channel))].append((number, channel))
     return _named(
-        [_members(list(classes.values()), drafts) for classes in groups.values()], modules
+        [_sides_of(list(classes.values()), drafts) for classes in groups.values()], modules
     )
 
 
-def _members(classes: list[list[tuple[int, int]]], drafts: list[_Draft]) -> tuple[Member, ...]:
-    """The members of a group whose channels are `classes` of (draft, channel)."""
+def _sides_of(
+    classes: list[list[tuple[int, int]]], drafts: list[_Draft]
+) -> dict[SideKey, list[list[int]]]:
+    """The entries of each side of each layer, for a group of channels of (draft, channel)."""
     position = {item: number for number, items in enumerate(classes) for item in items}
     index: dict[SideKey, list[list[int]]] = {}
-    sizes: dict[SideKey, int] = {}
     for number in sorted({number for number, _ in position}):
         for key, entries in drafts[number].entries.items():
-            sizes[key] = drafts[number].sizes[key]
             owned = index.setdefault(key, [[] for _ in classes])
             for entry, channel in entries.items():
                 owned[position[number, channel]].append(entry)
-    return tuple(
-        Member(name, side, tuple(tuple(sorted(set(own))) for own in owned), sizes[name, side])
-        for (name, side), owned in index.items()
-    )
+    return {key: [sorted(set(own)) for own in owned] for key, owned in index.items()}
 
 
-def _named(found: list[tuple[Member, ...]], modules: dict[str, nn.Module]) -> list[ChannelGroup]:
+def _named(
+    found: list[dict[SideKey, list[list[int]]]], modules: dict[str, nn.Module]
+) -> list[ChannelGroup]:
     """Groups named after the first layer that makes their channels, in the order of the model."""
     order = {name: number for number, name in enumerate(modules)}
     groups: list[ChannelGroup] = []
     taken: set[str] = set()
-    for members in found:
-        members = tuple(sorted(members, key=lambda m: (order[m.module], m.side == "in")))
+    for sides in found:
+        ordered = sorted(sides, key=lambda key: (order[key[0]], key[1] == "in"))
+        members: tuple[Member, ...] = sum(
+            (layer_members(n, modules[n], side, sides[n, side]) for n, side in ordered), ()
+        )
         makers = [m for m in members if m.side == "out" and _is_root(modules[m.module])]
         name = makers[0].module
         if name in taken:  # a layer whose output is split feeds several groups

@@ -1,7 +1,8 @@
 """The difference between a reference and a compressed model as JSON, and the way back.
 
 The JSON and the weights rebuild the compressed model on any instance of the reference's class: no
-pickle, and no code but torch's layers and this package's is named in it.
+pickle, and no code but torch's layers and this package's is named in it. Of the values it holds
+those of changed buffers that are in no state dict.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from compressor.errors import CheckpointError, ModelError
-from compressor.structure import surgery
+from compressor.structure import programmed, surgery
 from compressor.structure.record import (
     OF_EVERY_MODULE,
     buffer_spec,
@@ -100,7 +101,7 @@ def outline(model: nn.Module) -> Outline:
     tensors: dict[int, Any] = {}
     for module in model.modules():
         outlined = modules[id(module)] = Outline()
-        outlined.outlined_class = type(module)
+        outlined.outlined_class = programmed.base_class(module)
         for key, value in vars(module).items():
             if key not in OF_EVERY_MODULE:
                 is_told = is_plain(value) or isinstance(value, _CODE)
@@ -122,8 +123,8 @@ def outline(model: nn.Module) -> Outline:
 def rebuild(reference: nn.Module, difference: Mapping[str, Any]) -> nn.Module:
     """A model of the structure that `diff` described, made from a copy of `reference`.
 
-    The tensors that differ are filled with NaN (zero, if not floating point): load the weights with
-    `load_state_dict(strict=True)`.
+    The tensors that differ are filled with NaN (zero, if not floating point), but for buffers that
+    are in no state dict: load the weights with `load_state_dict(strict=True)`.
 
     Raises:
         CheckpointError: if `difference` is of another model or format, or names a class that is
@@ -144,9 +145,9 @@ def rebuild(reference: nn.Module, difference: Mapping[str, Any]) -> nn.Module:
 def apply_difference(model: nn.Module, difference: Mapping[str, Any]) -> Edit:
     """Give `model` the structure that `diff` described, in place; an error leaves it as it was.
 
-    The tensors that differ are filled with NaN (zero, if not floating point): load the weights with
-    `load_state_dict(strict=True)`. A parameter of which only `requires_grad` differs is the same
-    object afterwards.
+    The tensors that differ are filled with NaN (zero, if not floating point), but for buffers that
+    are in no state dict: load the weights with `load_state_dict(strict=True)`. A parameter of which
+    only `requires_grad` differs is the same object afterwards.
 
     Args:
         model: as the reference of `diff` was.
@@ -167,7 +168,7 @@ def apply_difference(model: nn.Module, difference: Mapping[str, Any]) -> Edit:
             "Make a new model with `rebuild`."
         )
     flags: list[tuple[nn.Parameter, bool]] = []
-    with _misfits_named(model), _whole_or_not_at_all(model):
+    with _misfits_named(model), surgery.whole_or_not_at_all(model):
         edit = _apply(model, difference, flags)
     for parameter, requires_grad in flags:
         parameter.requires_grad_(requires_grad)
@@ -195,22 +196,6 @@ def _misfits_named(reference: nn.Module) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _whole_or_not_at_all(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, `model` may be edited; if that fails, it is as it was."""
-    stores = [
-        store
-        for module in model.modules()
-        for store in (vars(module), module._parameters, module._buffers, module._modules)
-    ]
-    with surgery.undone(model):
-        yield
-        edited = [(store, dict(store)) for store in stores]
-    for store, values in edited:  # all went well: what was undone is done again
-        store.clear()
-        store.update(values)
-
-
 def _apply(
     model: nn.Module, difference: Mapping[str, Any], flags: list[tuple[nn.Parameter, bool]]
 ) -> Edit:
@@ -224,6 +209,8 @@ def _apply(
         edit = edit.then(surgery.replace(model, name, build(record).to(device)))
     for name, change in difference["changed"].items():
         module = surgery.get(model, name)
+        if "program" in change:
+            surgery.reprogram(model, name, decode(change["program"]))
         for key, value in change.get("attributes", {}).items():
             setattr(module, key, decode(value))
         for key, spec in change.get("parameters", {}).items():
@@ -254,7 +241,7 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _class_of(module: nn.Module) -> type[nn.Module]:
-    return module.outlined_class if isinstance(module, Outline) else type(module)
+    return module.outlined_class if isinstance(module, Outline) else programmed.base_class(module)
 
 
 def _is_metric(name: str, module: nn.Module) -> bool:
@@ -293,11 +280,13 @@ def _change(name: str, old: nn.Module, new: nn.Module, untied: frozenset[str]) -
         if tensor_spec(value) != tensor_spec(old._parameters.get(key)) or _join(name, key) in untied
     }
     buffers = {
-        key: buffer_spec(new, key, value, _join(name, key))
+        key: buffer_spec(new, key)
         for key, value in new._buffers.items()
         if tensor_spec(value) != tensor_spec(old._buffers.get(key))
     }
     parts = {"attributes": attributes, "parameters": parameters, "buffers": buffers}
+    if programmed.is_programmed(new) and programmed.ATTRIBUTE in attributes:
+        parts = {"program": attributes.pop(programmed.ATTRIBUTE), **parts}
     return {part: values for part, values in parts.items() if values}
 
 

@@ -1,16 +1,29 @@
-"""Where the channels of each layer class lie in its tensors, and which attribute counts them."""
+"""Which tensors of torch's layers hold their channels, and which of their integers count them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from compressor.errors import SurgeryError
-from compressor.structure.groups import Side
+from compressor.structure.groups import Member, Side
+
+COUNTED = (  # whose integers `count_channels` sets
+    _ConvNd,
+    nn.Linear,
+    _NormBase,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.PReLU,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ def layer_axis(layer: nn.Module, side: Side) -> Axis:
     if isinstance(layer, _NormBase):
         tensors = ("weight", "bias", "running_mean", "running_var")
         return Axis(layer.num_features, tuple((name, 0) for name in tensors))
-    if isinstance(layer, nn.LayerNorm):
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
         last = len(layer.normalized_shape) - 1
         return Axis(layer.normalized_shape[-1], (("weight", last), ("bias", last)))
     if isinstance(layer, nn.GroupNorm):
@@ -59,6 +72,26 @@ def layer_axis(layer: nn.Module, side: Side) -> Axis:
     raise SurgeryError(
         f"The {side} channels of a {type(layer).__name__} cannot be sliced. "
         "Exclude the layer, or build it from nn.Linear, nn.Conv, nn.BatchNorm and their like."
+    )
+
+
+def layer_members(
+    name: str, layer: nn.Module, side: Side, index: Sequence[Sequence[int]]
+) -> tuple[Member, ...]:
+    """The members of a group on one side of the layer `name`.
+
+    Args:
+        name: of the layer.
+        layer: one that `layer_axis` knows.
+        side: of it.
+        index: for each channel of the group, the entries of that side.
+    """
+    axis = layer_axis(layer, side)
+    owned = tuple(tuple(entries) for entries in index)
+    return tuple(
+        Member(f"{name}.{key}" if name else key, dim, side, owned, axis.size)
+        for key, dim in axis.tensors
+        if getattr(layer, key, None) is not None
     )
 
 
@@ -75,30 +108,70 @@ def _conv_axis(conv: _ConvNd, side: Side) -> Axis:
     return Axis(size, (*weight, *bias), conv.groups)
 
 
-def set_channels(layer: nn.Module, side: Side, size: int) -> None:
-    """Write the new number of channels into the attributes of `layer`, in place."""
+def block_size(layer: nn.Module, key: str, dim: int) -> int:
+    """How many neighbouring entries of a tensor of `layer` can only be kept or removed together."""
+    if isinstance(layer, _ConvNd) and layer.groups > 1 and dim == 0:
+        is_in = isinstance(layer, _ConvTransposeNd) and key == "weight"
+        return (layer.in_channels if is_in else layer.out_channels) // layer.groups
+    if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1:
+        return layer.num_channels // layer.num_groups
+    return 1
+
+
+def count_channels(layer: nn.Module) -> None:
+    """Set the integers of one of torch's layers by the shapes of its tensors, in place.
+
+    Raises:
+        SurgeryError: if the shapes do not fit each other.
+    """
     if isinstance(layer, _ConvNd):
-        per_group = (layer.out_channels if side == "out" else layer.in_channels) // layer.groups
-        if side == "out":
-            layer.out_channels = size
-            if layer.groups > 1:  # whole groups were removed, from both sides alike
-                layer.groups = size // per_group
-        else:
-            layer.in_channels = size
+        _count_conv(layer)
     elif isinstance(layer, nn.Linear):
-        if side == "out":
-            layer.out_features = size
-        else:
-            layer.in_features = size
+        layer.out_features, layer.in_features = layer.weight.shape
+        _check_equal(layer, layer.out_features, "bias")
     elif isinstance(layer, _NormBase):
-        layer.num_features = size
-    elif isinstance(layer, nn.LayerNorm):
-        layer.normalized_shape = (*layer.normalized_shape[:-1], size)
-    elif isinstance(layer, nn.GroupNorm):
-        if layer.num_groups > 1:  # whole groups were removed
-            layer.num_groups = size * layer.num_groups // layer.num_channels
-        layer.num_channels = size
+        for key in ("weight", "running_mean"):
+            if getattr(layer, key, None) is not None:
+                layer.num_features = len(getattr(layer, key))
+        _check_equal(layer, layer.num_features, "weight", "bias", "running_mean", "running_var")
+    elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and layer.weight is not None:
+        layer.normalized_shape = tuple(layer.weight.shape)
+        _check_equal(layer, layer.normalized_shape[0], "bias")
+    elif isinstance(layer, nn.GroupNorm) and layer.weight is not None:
+        whole = layer.num_channels // layer.num_groups
+        layer.num_channels = len(layer.weight)
+        if layer.num_groups > 1:
+            layer.num_groups = layer.num_channels // whole
+        _check_equal(layer, layer.num_channels, "bias")
     elif isinstance(layer, nn.PReLU):
-        layer.num_parameters = size
-    else:
-        cast(nn.Embedding, layer).embedding_dim = size
+        layer.num_parameters = len(layer.weight)
+    elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+    elif isinstance(layer, nn.RNNBase):
+        layer.hidden_size = _columns(layer, "weight_hh_l0")
+        layer.input_size = _columns(layer, "weight_ih_l0")
+
+
+def _columns(layer: nn.Module, key: str) -> int:
+    return int(getattr(layer, key).shape[1])
+
+
+def _count_conv(conv: _ConvNd) -> None:
+    is_transposed = isinstance(conv, _ConvTransposeNd)
+    whole, part = conv.weight.shape[:2]  # dimension 0 runs over all groups, dimension 1 over one's
+    before = conv.in_channels if is_transposed else conv.out_channels
+    if conv.groups > 1:  # whole groups were removed
+        conv.groups = conv.groups * whole // before
+    inner, outer = (whole, part * conv.groups) if is_transposed else (part * conv.groups, whole)
+    conv.in_channels, conv.out_channels = inner, outer
+    _check_equal(conv, outer, "bias")
+
+
+def _check_equal(layer: nn.Module, size: int, *keys: str) -> None:
+    for key in keys:
+        tensor = getattr(layer, key, None)
+        if tensor is not None and tensor.shape[0] != size:
+            raise SurgeryError(
+                f"A {type(layer).__name__} would have {size} channels and a {key} of "
+                f"{tensor.shape[0]}. Cut all its tensors with one group."
+            )

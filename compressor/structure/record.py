@@ -5,7 +5,9 @@ Only layers of torch and of this package are written and read.
 
 from __future__ import annotations
 
+import base64
 import importlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CheckpointError, ModelError
+from compressor.structure.programmed import ATTRIBUTE, base_class, is_programmed, set_program
 
 ALLOWED_PACKAGES = ("torch.nn.", "compressor.")
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -47,20 +50,13 @@ def tensor_spec(tensor: Tensor | None) -> dict[str, Any] | None:
     return spec
 
 
-def buffer_spec(
-    module: nn.Module, key: str, value: Tensor | None, name: str
-) -> dict[str, Any] | None:
-    """`tensor_spec` of a buffer that differs from the reference's.
-
-    Raises:
-        ModelError: if no state dict will hold its values.
-    """
-    if value is not None and key in module._non_persistent_buffers_set:
-        raise ModelError(
-            f"The buffer {name!r} changed, and its values are in no state dict. "
-            "Register it with persistent=True."
-        )
-    return tensor_spec(value)
+def buffer_spec(module: nn.Module, key: str) -> dict[str, Any] | None:
+    """`tensor_spec` of a buffer, and the values of one that is in no state dict."""
+    value = module._buffers[key]
+    spec = tensor_spec(value)
+    if value is not None and spec is not None and key in module._non_persistent_buffers_set:
+        spec["values"] = _encode_values(value)
+    return spec
 
 
 def make_parameter(spec: Mapping[str, Any] | None, device: torch.device) -> nn.Parameter | None:
@@ -72,10 +68,15 @@ def make_parameter(spec: Mapping[str, Any] | None, device: torch.device) -> nn.P
 
 
 def make_tensor(spec: Mapping[str, Any] | None, device: torch.device) -> Tensor | None:
-    """A tensor of NaN, which shows when its values are not loaded; 0 if not floating point."""
+    """A tensor of its values where the spec has them, else of NaN (0 if not floating point).
+
+    NaN shows that values have not been loaded.
+    """
     if spec is None:
         return None
     dtype = getattr(torch, spec["dtype"])
+    if "values" in spec:
+        return _decode_values(spec["values"], dtype).reshape(spec["shape"]).to(device)
     value = float("nan") if dtype.is_floating_point or dtype.is_complex else 0
     return torch.full(spec["shape"], value, dtype=dtype, device=device)
 
@@ -122,21 +123,20 @@ def _record(name: str, inner: str, module: nn.Module, seen: dict[int, str]) -> d
     if id(module) in seen:
         return {"same_as": seen[id(module)]}
     seen[id(module)] = inner
-    cls = type(module)
+    cls = base_class(module)
     if _find_class(cls.__module__, cls.__qualname__) is not cls:
         raise ModelError(
             f"The new module {name!r} is a {cls.__module__}.{cls.__qualname__}, which a file must "
             "not name. Build new modules from torch.nn or from this package's layers."
         )
     attributes = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE}
+    own_program = attributes.pop(ATTRIBUTE) if is_programmed(module) else None
     return {
+        **({"program": encode(own_program, name)} if own_program else {}),
         "class": f"{cls.__module__}:{cls.__qualname__}",
         "attributes": {key: encode(value, f"{name}.{key}") for key, value in attributes.items()},
         "parameters": {key: tensor_spec(value) for key, value in module._parameters.items()},
-        "buffers": {
-            key: buffer_spec(module, key, value, f"{name}.{key}")
-            for key, value in module._buffers.items()
-        },
+        "buffers": {key: buffer_spec(module, key) for key in module._buffers},
         "children": {
             key: None if child is None else _record(f"{name}.{key}", f"{inner}.{key}", child, seen)
             for key, child in module._modules.items()
@@ -158,13 +158,39 @@ def _build(record: Mapping[str, Any], inner: str, built: dict[str, nn.Module]) -
     nn.Module.__init__(module)
     for key, value in record["attributes"].items():
         setattr(module, key, decode(value))
+    if "program" in record:
+        set_program(module, decode(record["program"]))
     for key, spec in record["parameters"].items():
         module.register_parameter(key, make_parameter(spec, torch.device("cpu")))
     for key, spec in record["buffers"].items():
-        module.register_buffer(key, make_tensor(spec, torch.device("cpu")))
+        value = make_tensor(spec, torch.device("cpu"))
+        module.register_buffer(key, value, persistent=spec is None or "values" not in spec)
     for key, child in record["children"].items():
         module.add_module(key, None if child is None else _build(child, f"{inner}.{key}", built))
     return module
+
+
+def _encode_values(tensor: Tensor) -> str:
+    """The entries of a tensor, bit by bit: most such buffers are tables, which compress well."""
+    entries = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return base64.b64encode(zlib.compress(entries.numpy().tobytes())).decode("ascii")
+
+
+def _decode_values(text: str, dtype: torch.dtype) -> Tensor:
+    """The inverse of `_encode_values`, flat.
+
+    Raises:
+        ValueError: if the text was altered.
+    """
+    try:
+        content = zlib.decompress(base64.b64decode(text, validate=True))
+    except zlib.error as error:
+        raise ValueError(f"the values of a buffer are damaged: {error}") from error
+    return (
+        torch.frombuffer(bytearray(content), dtype=dtype)
+        if content
+        else torch.empty(0, dtype=dtype)
+    )
 
 
 def _find_class(module_name: str, class_name: str) -> type[nn.Module] | None:

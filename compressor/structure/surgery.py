@@ -1,5 +1,7 @@
 """The one door for edits: the only code that replaces or reshapes a module. All of it in place.
 
+What runs through many tensors at once, as channels do, comes in by `structure.cutting`.
+
 A module or parameter that hangs in several places is changed in all of them. Every edit returns an
 `Edit`, by which a trainer rebinds its optimizer to the new parameters.
 """
@@ -7,7 +9,7 @@ A module or parameter that hangs in several places is changed in all of them. Ev
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from compressor.errors import SurgeryError, suggest
-from compressor.structure.groups import ChannelGroup, Side
-from compressor.structure.layers import Axis, layer_axis, set_channels
+from compressor.structure.program import Program
+from compressor.structure.programmed import set_program
 
 Slice = tuple[int, tuple[int, ...]]
 
@@ -119,11 +121,24 @@ def slice_parameter(model: nn.Module, name: str, dim: int, kept: Sequence[int]) 
             tensor is computed by a parametrization.
     """
     owner, _, key = name.rpartition(".")
-    tensor = _own_tensor(get(model, owner), key, name)
+    tensor = own_tensor(get(model, owner), key, name)
     if not -tensor.dim() <= dim < tensor.dim():
         raise SurgeryError(f"{name!r} has {tensor.dim()} dimensions; there is no dimension {dim}.")
-    _check_kept(name, kept, tensor.shape[dim])
-    return _slice(_holders(model)[id(tensor)], [(dim % tensor.dim(), tuple(kept))])
+    check_kept(name, kept, tensor.shape[dim])
+    return slice_tensor(holders_of(model)[id(tensor)], [(dim % tensor.dim(), tuple(kept))])
+
+
+def reprogram(model: nn.Module, name: str, program: Program) -> None:
+    """Let the module `name` run `program` instead of its code, in place; '' is the model itself.
+
+    The module stays the same object, of its class, with its children and parameters. One that is
+    programmed already gets another program.
+
+    Raises:
+        CheckpointError: if `program` names what a program may not run.
+        SurgeryError: if there is no such module, or it has attributes of those names already.
+    """
+    set_program(get(model, name), program)
 
 
 def set_tensor(model: nn.Module, name: str, value: Tensor | None) -> Edit:
@@ -145,66 +160,52 @@ def set_tensor(model: nn.Module, name: str, value: Tensor | None) -> Edit:
     return _difference(before, _parameters(model))
 
 
-def keep_channels(model: nn.Module, group: ChannelGroup, kept: Sequence[int]) -> Edit:
-    """Keep the channels `kept` of `group`, remove the others from all its layers, in place.
-
-    Args:
-        model: of the same structure as the one in which `group` was found.
-        group: of `find_groups`.
-        kept: numbers below `group.size`, ascending.
-
-    Raises:
-        SurgeryError: if the model would break; then it is left as it was. Also when another group
-            was cut from a layer that this one passes through: cut both with `keep_many`.
-    """
-    return keep_many(model, [(group, kept)])
-
-
-def keep_many(model: nn.Module, cuts: Iterable[tuple[ChannelGroup, Sequence[int]]]) -> Edit:
-    """`keep_channels` for several groups of one model at once, in place.
-
-    Groups may share a layer, as those that a concatenation joins do: the numbers of one would be
-    wrong after the other is cut, so they are cut together.
-
-    Raises:
-        SurgeryError: if the model would break; then it is left as it was.
-    """
-    sides = _kept_entries(cuts)
-    layers = {name: get(model, name) for name, _ in sides}
-    axes: dict[tuple[str, Side], Axis] = {}
-    for (name, side), (size, _) in sides.items():
-        axes[name, side] = axis = layer_axis(layers[name], side)
-        if axis.size != size:
-            raise SurgeryError(
-                f"{name!r} has {axis.size} {side} channels, not the {size} of its group. "
-                "Cut groups that share a layer in one `keep_many`, or find them again."
-            )
-    _check_blocks(layers, axes, sides)
-    edit = Edit()
-    for holders, cuts_of_tensor in _cuts_by_tensor(model, layers, axes, sides):
-        edit = edit.then(_slice(holders, cuts_of_tensor))
-    for (name, side), (_, entries) in sides.items():
-        set_channels(layers[name], side, len(entries))
-    return edit
-
-
 @contextmanager
 def undone(model: nn.Module) -> Iterator[None]:
     """Inside the `with`, `model` may be edited; at its end it has its old modules and tensors.
 
     For trying an edit out without a copy. Values written into a tensor in place stay written.
     """
-    saved = [
-        (store, dict(store))
-        for module in model.modules()
-        for store in (vars(module), module._parameters, module._buffers, module._modules)
-    ]
+    restore = _snapshot(model)
     try:
         yield
     finally:
+        restore()
+
+
+@contextmanager
+def whole_or_not_at_all(model: nn.Module) -> Iterator[None]:
+    """Inside the `with`, `model` may be edited; if that fails, it is as it was."""
+    restore = _snapshot(model)
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
+
+
+def _snapshot(model: nn.Module) -> Callable[[], None]:
+    """What gives the modules of `model` the tensors, children and attributes back they have now."""
+    modules = list(model.modules())
+    classes = [type(module) for module in modules]
+    saved = [
+        (store, dict(store))
+        for module in modules
+        for store in (vars(module), module._parameters, module._buffers, module._modules)
+    ]
+
+    def restore() -> None:
+        for module, cls in zip(modules, classes, strict=True):
+            if type(module) is not cls:
+                module.__class__ = cls
         for store, values in saved:
             store.clear()
             store.update(values)
+        for module in modules:
+            if isinstance(module, nn.RNNBase):  # its list of weights was changed in place
+                module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
+
+    return restore
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -219,7 +220,7 @@ def _difference(before: Mapping[str, nn.Parameter], after: Mapping[str, nn.Param
 
 
 @dataclass(frozen=True)
-class _Holder:
+class Holder:
     """One name of a tensor."""
 
     name: str
@@ -227,18 +228,19 @@ class _Holder:
     key: str
 
 
-def _holders(model: nn.Module) -> dict[int, list[_Holder]]:
+def holders_of(model: nn.Module) -> dict[int, list[Holder]]:
     """All names of each parameter and buffer, by the `id` of the tensor."""
-    holders: dict[int, list[_Holder]] = defaultdict(list)
+    holders: dict[int, list[Holder]] = defaultdict(list)
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 name = f"{prefix}.{key}" if prefix else key
-                holders[id(tensor)].append(_Holder(name, module, key))
+                holders[id(tensor)].append(Holder(name, module, key))
     return holders
 
 
-def _slice(holders: Sequence[_Holder], cuts: Sequence[Slice]) -> Edit:
+def slice_tensor(holders: Sequence[Holder], cuts: Sequence[Slice]) -> Edit:
+    """Keep entries of a tensor along some dimensions, under all its names, in place."""
     old = new = getattr(holders[0].module, holders[0].key)
     for dim, kept in cuts:
         new = new.detach().index_select(dim, torch.tensor(kept, device=new.device))
@@ -250,7 +252,12 @@ def _slice(holders: Sequence[_Holder], cuts: Sequence[Slice]) -> Edit:
     return Edit({holder.name: tuple(cuts) for holder in holders if is_parameter})
 
 
-def _own_tensor(owner: nn.Module, key: str, name: str) -> Tensor:
+def own_tensor(owner: nn.Module, key: str, name: str) -> Tensor:
+    """The parameter or buffer `key` of a module, which is `name` in the model.
+
+    Raises:
+        SurgeryError: if there is none, or it is computed by a parametrization or a hook.
+    """
     if is_parametrized(owner, key):
         raise SurgeryError(
             f"{name!r} is computed by a parametrization and cannot be reshaped. Bake it in first: "
@@ -269,99 +276,15 @@ def _own_tensor(owner: nn.Module, key: str, name: str) -> Tensor:
     raise SurgeryError(f"The model has no parameter or buffer {name!r}.")
 
 
-def _check_kept(name: str, kept: Sequence[int], size: int) -> None:
+def check_kept(name: str, kept: Sequence[int], size: int) -> None:
+    """Check that some entries are kept, in order, of the `size` that `name` has.
+
+    Raises:
+        SurgeryError: if not.
+    """
     ascending = all(a < b for a, b in pairwise(kept))
     if not kept or not ascending or kept[0] < 0 or kept[-1] >= size:
         raise SurgeryError(
             f"Cannot keep {list(kept)[:8]} of the {size} entries of {name!r}. "
             f"Give at least one number from 0 to {size - 1}, ascending, each once."
         )
-
-
-Sides = dict[tuple[str, Side], tuple[int, tuple[int, ...]]]
-
-
-def _kept_entries(cuts: Iterable[tuple[ChannelGroup, Sequence[int]]]) -> Sides:
-    """For each side of each layer: its size, and the entries that stay."""
-    sizes: dict[tuple[str, Side], int] = {}
-    pruned: dict[tuple[str, Side], set[int]] = defaultdict(set)
-    for group, kept in cuts:
-        _check_kept(group.name, kept, group.size)
-        stays = set(kept)
-        for member in group.members:
-            key = (member.module, member.side)
-            if any(not 0 <= entry < member.size for own in member.index for entry in own):
-                raise SurgeryError(
-                    f"The group {group.name!r} has channels beyond the {member.size} {member.side} "
-                    f"channels of {member.module!r}. It does not describe this model."
-                )
-            if sizes.setdefault(key, member.size) != member.size:
-                raise SurgeryError(f"The groups at {member.module!r} are not of one model.")
-            for channel in range(group.size):
-                if channel not in stays:
-                    pruned[key].update(member.index[channel])
-    return {
-        key: (size, tuple(entry for entry in range(size) if entry not in pruned[key]))
-        for key, size in sizes.items()
-    }
-
-
-def _check_blocks(
-    layers: Mapping[str, nn.Module], axes: Mapping[tuple[str, Side], Axis], sides: Sides
-) -> None:
-    """Grouped convolutions and group norms lose whole blocks, a convolution the same ones twice."""
-    for (name, side), axis in axes.items():
-        size, entries = sides[name, side]
-        if not entries:
-            raise SurgeryError(
-                f"All {side} channels of {name!r} would be removed. Keep one at least."
-            )
-        if axis.blocks == 1:
-            continue
-        blocks = {axis.block_of(entry) for entry in entries}
-        if len(entries) * axis.blocks != len(blocks) * size:
-            raise SurgeryError(
-                f"{name!r} works in {axis.blocks} blocks of {size // axis.blocks} {side} channels, "
-                f"of which only whole ones can be kept; {len(entries)} channels would be."
-            )
-        if isinstance(layers[name], nn.GroupNorm):
-            continue
-        other: Side = "in" if side == "out" else "out"
-        there = sides.get((name, other))
-        if there is None or blocks != {axes[name, other].block_of(entry) for entry in there[1]}:
-            raise SurgeryError(
-                f"The grouped convolution {name!r} would lose other blocks of its {side} channels "
-                f"than of its {other} channels. Cut both with one group."
-            )
-
-
-def _cuts_by_tensor(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    axes: Mapping[tuple[str, Side], Axis],
-    sides: Sides,
-) -> list[tuple[list[_Holder], list[Slice]]]:
-    """What to keep of each tensor; all modules that hold a tied one must agree."""
-    cuts: dict[int, dict[int, tuple[int, ...]]] = defaultdict(dict)  # tensor -> dim -> kept
-    cutters: dict[tuple[int, int], set[int]] = defaultdict(set)  # (tensor, dim) -> modules
-    holders = _holders(model)
-    for (name, side), axis in axes.items():
-        layer, entries = layers[name], sides[name, side][1]
-        for key, dim in axis.tensors:
-            if getattr(layer, key, None) is None:  # no bias, no affine
-                continue
-            tensor = _own_tensor(layer, key, f"{name}.{key}")
-            if cuts[id(tensor)].setdefault(dim, entries) != entries:
-                raise SurgeryError(
-                    f"{name + '.' + key!r} is tied, and the layers that hold it would keep "
-                    "different entries. Prune none of them, or untie the parameter."
-                )
-            cutters[id(tensor), dim].add(id(layer))
-    for (tensor_id, _), modules in cutters.items():
-        outside = [h.name for h in holders[tensor_id] if id(h.module) not in modules]
-        if outside:
-            raise SurgeryError(
-                f"{outside[0]!r} is tied to a parameter of the channel group and would be cut with "
-                "it. Prune neither, or untie the parameter."
-            )
-    return [(holders[tensor], list(by_dim.items())) for tensor, by_dim in cuts.items()]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,9 +68,9 @@ def export_graph(model: nn.Module, inputs: ModelInputs) -> torch.export.Exported
     Raises:
         ModelError: if the model does not run on `inputs`, or cannot be traced; names the module.
     """
-    with eval_mode(model), torch.no_grad():
+    with eval_mode(model):
         try:
-            return _export(model, inputs)
+            return export(model, inputs)
         except FORWARD_FAILURES as error:
             run(model, inputs)
             name, cause = _untraceable(model, inputs, error)
@@ -77,6 +80,18 @@ def export_graph(model: nn.Module, inputs: ModelInputs) -> torch.export.Exported
                 "Python control flow must not depend on tensor values: write it with torch.where, "
                 "and keep `.item()`, `.numpy()` and calls of other libraries out of `forward`."
             ) from error
+
+
+def export(model: nn.Module, inputs: ModelInputs) -> torch.export.ExportedProgram:
+    """The ATen graph of `model` in the mode it is in, or whatever tracing it raises."""
+    # When it fails, torch prints all that it had traced; of an LSTM it warns of its own list.
+    with (
+        torch.no_grad(),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "The tensor attributes? .*_flat_weights", UserWarning)
+        return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
 
 def input_shapes(model: nn.Module, inputs: ModelInputs) -> dict[str, tuple[int, ...]]:
@@ -175,10 +190,6 @@ def _uncopyable(model: nn.Module) -> str:
     return type(model).__name__
 
 
-def _export(model: nn.Module, inputs: ModelInputs) -> torch.export.ExportedProgram:
-    return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
-
-
 def _untraceable(model: nn.Module, inputs: ModelInputs, error: Exception) -> tuple[str, Exception]:
     """The innermost module that cannot be traced by itself, and why."""
     received: dict[str, ModelInputs] = {}
@@ -194,7 +205,7 @@ def _untraceable(model: nn.Module, inputs: ModelInputs, error: Exception) -> tup
         if not name or name not in received or not inside or name.startswith(tuple(traceable)):
             continue
         try:
-            _export(module, received[name])
+            export(module, received[name])
             traceable.append(f"{name}.")
         except FORWARD_FAILURES as cause:
             culprit, error = name, cause

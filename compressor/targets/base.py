@@ -17,6 +17,7 @@ from compressor.errors import ConfigError
 from compressor.interfaces.device import Device
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, Timing, interleave
+from compressor.structure.factored import Factored, chain_shapes
 from compressor.targets.layer_latencies import LayerLatencies
 
 Layer = _ConvNd | nn.Linear
@@ -40,6 +41,12 @@ class Deployed:
 class Target(ABC):
     """A runtime with a device, a number of threads and a batch size.
 
+    Attributes:
+        name: in the configuration.
+        devices: that it runs on.
+        supports_int8: it runs layers on integers.
+        stores_compact: what is deployed is packed: zeros and palettes take fewer bytes.
+
     Args:
         device: "cpu" or "cuda".
         threads: of one call on a CPU.
@@ -54,6 +61,7 @@ class Target(ABC):
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]]
     supports_int8: ClassVar[bool]
+    stores_compact: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -116,8 +124,8 @@ class Target(ABC):
         """Time that `layer` alone takes here; measured once for each kind and shape.
 
         Args:
-            layer: a convolution or linear layer; 0.0 for any other, and for one that the runtime
-                merges into its neighbours.
+            layer: a convolution, a linear layer, or the chain of them that a layer has become; 0.0
+                for any other, and for one that the runtime merges into its neighbours.
             input_shape: of its input in the model, batch first: (N, in, H, W), (N, in), (N, L, in).
             int8: whether it is quantized.
 
@@ -125,6 +133,10 @@ class Target(ABC):
             ConfigError: if int8 is asked of a target without it.
         """
         self._require_int8(int8)
+        if isinstance(layer, Factored):  # in one file its layers take the same, within 3 %
+            shapes = chain_shapes(layer.layers, input_shape)
+            parts = zip(layer.layers, shapes[:-1], strict=True)
+            return sum(self.layer_latency_ms(part, shape, int8) for part, shape in parts)
         if not isinstance(layer, (_ConvNd, nn.Linear)) or not input_shape:
             return 0.0
         key = f"{self._signature()} {'int8' if int8 else 'float'} {layer} {tuple(input_shape)}"

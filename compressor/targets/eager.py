@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call, interleave
-from compressor.profiling.profile import state_size_bytes
+from compressor.structure.archive import packed_size_bytes
 from compressor.structure.trace import copy_model
 from compressor.targets.base import Deployed, Layer, Target
 
@@ -22,6 +23,7 @@ class EagerTarget(Target):
     name = "eager"
     devices = ("cpu", "cuda")
     supports_int8 = False
+    stores_compact: ClassVar[bool] = True  # what ships is the packed archive
 
     def deploy(
         self,
@@ -32,10 +34,13 @@ class EagerTarget(Target):
         int8_layers: frozenset[str] | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
-        """A copy of `model` on the target's device, in evaluation mode; no file is written."""
+        """A copy of `model` on the target's device, in evaluation mode; no file is written.
+
+        Its size is that of the weights in a saved archive, where zeros and palettes are packed.
+        """
         self._require_int8(bool(int8_layers))
         module = copy_model(model).to(self.device).eval()
-        return Deployed(module, state_size_bytes(module))
+        return Deployed(module, packed_size_bytes(module))
 
     def _call(self, module: nn.Module, inputs: ModelInputs) -> AbstractContextManager[Call]:
         # An evaluation in between may have moved it to the device of the training.

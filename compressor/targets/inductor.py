@@ -14,7 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 from compressor.errors import ExportError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call
-from compressor.profiling.profile import state_size_bytes
+from compressor.structure.archive import packed_size_bytes
 from compressor.structure.trace import copy_model
 from compressor.targets.base import Deployed, Layer, Target
 from compressor.targets.eager import time_eager_layer
@@ -29,6 +29,7 @@ class InductorTarget(Target):
     name = "inductor"
     devices = ("cpu", "cuda")
     supports_int8 = False
+    stores_compact = True  # what ships is the packed archive
 
     def deploy(
         self,
@@ -42,7 +43,7 @@ class InductorTarget(Target):
         """A compiled copy of `model`, called once so that errors come now; no file is written."""
         self._require_int8(bool(int8_layers))
         module = copy_model(model).to(self.device).eval()
-        size_bytes = state_size_bytes(module)
+        size_bytes = packed_size_bytes(module)
         compiled = cast(nn.Module, torch.compile(module))
         try:
             with eager_call(

@@ -1,53 +1,80 @@
 """Channel pruning: remove a group's least important channels from every layer they run through.
 
-Groups come from `structure.channels`, which verified each one; here they get their widths.
-Source: Fang et al. 2023, DepGraph (2301.12900), for the groups.
+Groups come from `structure.channels`, which verified each one; here they get their widths. What
+pays is what the target's kernels gain: their time goes in steps of the width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 
-import torch
 from torch import nn
 
 from compressor.errors import SurgeryError
 from compressor.result import Choice
 from compressor.structure.channels import find_groups
 from compressor.structure.groups import ChannelGroup
-from compressor.structure.surgery import keep_many
+from compressor.structure.labels.flow import OUTPUTS
+from compressor.structure.observing import observe
+from compressor.structure.scores import group_importance
+from compressor.structure.selection import (
+    cut_to,
+    entries_per_channel,
+    rounded_width,
+    width_step,
+)
 from compressor.structure.trace import copy_model
 from compressor.techniques.base import TECHNIQUES, Lost, Stage, Technique, TechniqueContext
-from compressor.techniques.importance import group_importance
+from compressor.training.card import Card
 
-KEPT_FRACTIONS = (0.75, 0.5, 0.25)  # of each group, rounded to the target's grid
+KEPT_FRACTIONS = (0.75, 0.5, 0.25)  # of each group, about
+KERNEL_STEP = 4  # entries; no kernel that was measured has finer steps that pay
+MOST_WIDTHS = 16  # of a group whose cost is asked for
+PLATEAU = 0.03  # times that differ by less are equal: the error of a measurement
 
 
 @TECHNIQUES.register
 class ChannelPruning(Technique):
-    """Thinner layers. Saves on every runtime, as far as its kernels step at the kept width."""
+    """Thinner layers, fewer heads. Saves on every runtime, as far as its kernels step there."""
 
     name = "channel_pruning"
     stage = Stage.WIDTH
+    card = Card(
+        summary="Removes whole channels, attention heads and MLP features from all their layers.",
+        source="Fang et al. (2023), DepGraph: Towards any structural pruning, for the groups; "
+        "Molchanov et al. (2019), Importance estimation for neural network pruning",
+        functional=None,
+        use_when="The target must compute less, and there is data to fine-tune on.",
+        avoid_when="Layers are as narrow as the kernels' steps already: nothing gets faster there.",
+        cost="One trace and one check of the model to find the groups; for the criteria that need "
+        "them, gradients on a small subset.",
+    )
 
     def __init__(self) -> None:
         """The groups are found once, at the first call of `choices` or `apply`."""
         self._groups: dict[str, ChannelGroup] | None = None
 
     def choices(self, model: nn.Module, context: TechniqueContext) -> Iterator[Choice]:
-        """For every group, keep 3/4, 1/2 or 1/4 of its channels, rounded to the target's grid."""
+        """For every group, keep about 3/4, 1/2 or 1/4 of its channels, at widths that pay."""
         groups = self._find(model, context, report=True)
-        scored = _with_gradients(model, context) if groups else model
+        if not groups:
+            return
+        scored = copy_model(model)
+        cut_to(scored, list(groups.values()), {})
+        backward = context.accumulate_gradients
+        observed = observe(scored, context.importance, context.inputs, backward)
+        names = {name for name, _ in model.named_modules(remove_duplicate=False)}
         for group in groups.values():
-            order = group_importance(scored, group, context.importance).argsort(descending=True)
-            for width in candidate_widths(group.size, context.width_multiple, context.min_width):
-                kept = sorted(order[:width].tolist())
+            scores = group_importance(scored, group, context.importance, observed)
+            order = scores.argsort(descending=True, stable=True)
+            for width in widths_of(group, context):
                 yield Choice(
                     technique=self.name,
                     site=group.name,
-                    setting={"kept": kept},
+                    setting={"kept": sorted(order[:width].tolist())},
                     label=f"{width} of {group.size} channels",
-                    modules=tuple(sorted({member.module for member in group.members})),
+                    modules=tuple(sorted({_known(module, names) for module in group.modules})),
                 )
 
     def apply(self, model: nn.Module, choices: Sequence[Choice], context: TechniqueContext) -> None:
@@ -59,7 +86,8 @@ class ChannelPruning(Technique):
                     f"The plan prunes the channel group {choice.site!r}, which this model does not "
                     "have. Apply a plan to a copy of the reference that it was made for."
                 )
-        keep_many(model, [(groups[choice.site], choice.setting["kept"]) for choice in choices])
+        chosen = [groups[choice.site] for choice in choices]
+        cut_to(model, chosen, {choice.site: choice.setting["kept"] for choice in choices})
 
     def _find(
         self, model: nn.Module, context: TechniqueContext, *, report: bool
@@ -69,26 +97,75 @@ class ChannelPruning(Technique):
             self._groups = {group.name: group for group in found.groups}
             if report:
                 context.lost.extend(Lost(self.name, name, why) for name, why in found.quarantined)
+                context.lost.extend(
+                    Lost(self.name, ", ".join(layers), why)
+                    for why, layers in found.frozen
+                    if why != OUTPUTS
+                )
         return self._groups
 
 
-def candidate_widths(size: int, multiple: int, minimum: int) -> list[int]:
-    """Widths worth trying for a group of `size` channels, widest first.
+def widths_of(group: ChannelGroup, context: TechniqueContext) -> list[int]:
+    """Numbers of channels that are worth keeping, widest first; none of them is all.
 
-    >>> candidate_widths(64, multiple=16, minimum=16)
+    With `context.group_cost`, each is the widest of its plateau of cost, and costs less than the
+    next wider one. Without, they lie on the grid of `width_multiple`, and hold `min_width` entries.
+    """
+    if context.group_cost is not None:
+        costs = {width: context.group_cost(group, width) for width in _grid(group)}
+        return plateau_widths(costs, group.size)
+    step = width_step(group, context.width_multiple)
+    least = ceil(context.min_width / entries_per_channel(group))
+    return candidate_widths(group.size, step, least)
+
+
+def candidate_widths(size: int, step: int, least: int) -> list[int]:
+    """Multiples of `step` near the wanted fractions of `size`, widest first.
+
+    >>> candidate_widths(64, step=16, least=16)
     [48, 32, 16]
-    >>> candidate_widths(16, multiple=4, minimum=16)
+    >>> candidate_widths(12, step=1, least=1)
+    [9, 6, 3]
+    >>> candidate_widths(16, step=4, least=16)
     []
     """
-    rounded = {max(round(size * part / multiple), 1) * multiple for part in KEPT_FRACTIONS}
-    return sorted((width for width in rounded if minimum <= width < size), reverse=True)
+    rounded = {rounded_width(round(size * part), size, step) for part in KEPT_FRACTIONS}
+    return sorted((width for width in rounded if least <= width < size), reverse=True)
 
 
-def _with_gradients(model: nn.Module, context: TechniqueContext) -> nn.Module:
-    """A copy of `model` that holds the loss's gradients, if the criterion needs them."""
-    if context.importance != "taylor" or context.accumulate_gradients is None:
-        return model
-    copy = copy_model(model).requires_grad_(True)
-    with torch.enable_grad():
-        context.accumulate_gradients(copy)
-    return copy
+def plateau_widths(costs: dict[int, float], size: int) -> list[int]:
+    """Widths that pay, widest first: about the wanted fractions, and the widest at their cost.
+
+    Args:
+        costs: of each width that may be kept, `size` among them.
+        size: the full width.
+
+    >>> costs = {16: 1.0, 32: 2.0, 40: 3.9, 48: 4.0, 64: 4.0}
+    >>> plateau_widths(costs, size=64)
+    [32, 16]
+    """
+    candidates = set()
+    for part in KEPT_FRACTIONS:
+        wanted = min(costs, key=lambda width: (abs(width - part * size), -width))
+        limit = costs[wanted] * (1 + PLATEAU)
+        candidates.add(max(width for width in costs if costs[width] <= limit))
+    paying, cheapest = [], costs[size]
+    for width in sorted(candidates - {size}, reverse=True):
+        if costs[width] < cheapest * (1 - PLATEAU):
+            paying.append(width)
+            cheapest = costs[width]
+    return paying
+
+
+def _grid(group: ChannelGroup) -> list[int]:
+    """Widths that are asked for: multiples of the kernels' step, at most `MOST_WIDTHS`, and all."""
+    step = width_step(group, KERNEL_STEP)
+    step *= ceil(group.size / MOST_WIDTHS / step)
+    return [*range(step, group.size, step), group.size]
+
+
+def _known(module: str, names: set[str]) -> str:
+    """The module, or what holds it if only a prepared model has it."""
+    while module not in names:
+        module = module.rpartition(".")[0]
+    return module

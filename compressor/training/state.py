@@ -240,7 +240,7 @@ class State:
         Raises:
             SurgeryError: in the middle of a batch or an evaluation.
 
-        Example: `state.edit(lambda model: surgery.keep_channels(model, group, kept))`.
+        Example: `state.edit(lambda model: cutting.keep_channels(model, group, kept))`.
         """
         if self.event not in SURGERY_ALLOWED:
             assert self.event is not None

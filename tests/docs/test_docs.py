@@ -1,30 +1,49 @@
-"""The code in the guide runs, from top to bottom."""
+"""The code in the guides runs, from top to bottom, and so does what README says of pruning."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from compressor import load
+from compressor.testing.models import TinyResNet
 from docs.generate import PAGES
 
-GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
+FOLDER = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_every_block_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["training.md", "structure.md"])
+def test_every_block_of_the_guide_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "guide"}
-    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = BLOCK.findall((FOLDER / name).read_text())
     assert len(blocks) > 8
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for number, block in enumerate(blocks):
-            exec(compile(block, f"{GUIDE.name}, block {number + 1}", "exec"), namespace)
+            exec(compile(block, f"{name}, block {number + 1}", "exec"), namespace)
+
+
+@pytest.mark.slow
+def test_the_readme_prunes_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((FOLDER.parent / "README.md").read_text())
+    (block,) = [block for block in blocks if "compressor.prune(" in block]
+    inputs = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    namespace: dict[str, Any] = {"model": TinyResNet().eval(), "inputs": inputs}
+    exec(compile(block, "README.md", "exec"), namespace)
+    again = load("small", TinyResNet())
+    torch.testing.assert_close(again(inputs), namespace["small"](inputs))
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_made_from_the_code_are_up_to_date(name: str) -> None:
-    assert (GUIDE.parent / name).read_text() == PAGES[name](), "run python -m docs.generate"
+    assert (FOLDER / name).read_text() == PAGES[name](), "run python -m docs.generate"

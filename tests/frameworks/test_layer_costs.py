@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,27 +11,54 @@ from torch import nn
 
 from compressor.frameworks.layer_costs import (
     costly_layers,
+    in_state,
+    latency_cost,
     layer_state,
     macs_cost,
     resized,
     resized_input,
     size_cost,
+    stated_change,
     structural_changes,
     weight_count,
 )
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.counts import count
 from compressor.result import Choice, Plan
-from compressor.search.space import LayerState, Space
-from compressor.techniques import TECHNIQUES, TechniqueContext, apply_plan
+from compressor.search.allocate import Problem
+from compressor.search.space import LayerChange, LayerCost, LayerState, Space
+from compressor.structure.factored import Factored
+from compressor.techniques import TECHNIQUES, Technique, TechniqueContext, apply_plan
 from compressor.testing.models import TinyResNet
 
+TECHNIQUE_NAMES = ("channel_pruning", "block_removal", "low_rank")
 
-def prepare() -> tuple[nn.Module, TechniqueContext, list[Choice], Space]:
-    torch.manual_seed(0)
-    model = TinyResNet().eval()
-    context = TechniqueContext(ModelInputs((torch.randn(1, 1, 8, 8),)), importance="l2")
-    techniques = {name: TECHNIQUES.get(name)() for name in ("channel_pruning", "block_removal")}
+
+@dataclass
+class Job:
+    model: nn.Module
+    context: TechniqueContext
+    techniques: dict[str, Technique]
+    choices: list[Choice]
+    space: Space
+
+    def edited(self, plan: Plan) -> nn.Module:
+        edited = copy.deepcopy(self.model)
+        apply_plan(edited, plan, self.techniques, self.context)
+        return edited
+
+    def problem(self, cost: LayerCost) -> Problem:
+        return self.space.problem(dict.fromkeys(self.space.effects, 0.0), cost)
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TinyResNet().eval()
+        inputs = ModelInputs((torch.randn(1, 1, 8, 8),))
+    context = TechniqueContext(inputs, importance="l2")
+    techniques = {name: TECHNIQUES.get(name)() for name in TECHNIQUE_NAMES}
     choices = [c for t in techniques.values() for c in t.choices(model, context)]
     before = {name: layer_state(layer) for name, layer in costly_layers(model).items()}
     effects = {}
@@ -38,21 +66,87 @@ def prepare() -> tuple[nn.Module, TechniqueContext, list[Choice], Space]:
         edited = copy.deepcopy(model)
         apply_plan(edited, Plan((choice,)), techniques, context)
         effects[choice.key] = structural_changes(before, edited)
-    return model, context, choices, Space(choices, effects, before)
+    return Job(model, context, techniques, choices, Space(choices, effects, before))
 
 
-def test_the_promised_macs_are_those_counted_on_the_edited_model() -> None:
-    model, context, choices, space = prepare()
-    macs = {layer.name: layer.macs for layer in count(model, context.inputs).layers}
-    cost = macs_cost(costly_layers(model), macs)
-    problem = space.problem({c.key: 0.0 for c in choices}, cost)
-    techniques = {name: TECHNIQUES.get(name)() for name in ("channel_pruning", "block_removal")}
-    one_a_site = {c.site: c for c in choices if c.technique == "channel_pruning"}
-    plans = [Plan((c,)) for c in choices] + [Plan(tuple(one_a_site.values()))]
-    for plan in plans:
-        edited = copy.deepcopy(model)
-        apply_plan(edited, plan, techniques, context)
-        assert problem.cost(space.options(plan)) == count(edited, context.inputs).macs
+def plans_of(job: Job, count: int) -> list[Plan]:
+    """Every choice alone, then `count` plans with a choice or none at each site, at random."""
+    generator = torch.Generator().manual_seed(0)
+    plans = [Plan((choice,)) for choice in job.choices]
+    for _ in range(count):
+        taken = [
+            options[int(torch.randint(len(options) + 1, (), generator=generator)) - 1 :][:1]
+            for options in job.space.sites.values()
+        ]
+        chosen = [choice for one in taken for choice in one]
+        gone = {m for c in chosen if c.technique == "block_removal" for m in c.modules}
+        plans.append(
+            Plan(tuple(c for c in chosen if c.technique != "low_rank" or c.site not in gone))
+        )
+    return plans
+
+
+def test_the_promised_macs_are_those_counted_on_the_edited_model(job: Job) -> None:
+    """Of widths, blocks and ranks alone and together: exactly."""
+    counted = count(job.model, job.context.inputs).layers
+    cost = macs_cost(
+        costly_layers(job.model),
+        {layer.name: layer.macs for layer in counted},
+        {layer.name: layer.input_shape for layer in counted},
+    )
+    problem = job.problem(cost)
+    for plan in plans_of(job, 20):
+        measured = count(job.edited(plan), job.context.inputs).macs
+        assert problem.cost(job.space.options(plan)) == pytest.approx(measured, rel=1e-12)
+
+
+def test_the_promised_bytes_are_those_of_the_layers_of_the_edited_model(job: Job) -> None:
+    problem = job.problem(size_cost(costly_layers(job.model)))
+    for plan in plans_of(job, 20):
+        layers = costly_layers(job.edited(plan)).values()
+        measured = sum(p.numel() for layer in layers for p in layer.parameters())
+        assert problem.cost(job.space.options(plan)) == 4 * measured
+
+
+def test_a_chain_is_the_layer_whose_name_it_has(job: Job) -> None:
+    choice = next(choice for choice in job.choices if choice.technique == "low_rank")
+    (changed,) = job.space.effects[choice.key].items()
+    form, ranks = choice.setting["form"], tuple(choice.setting["ranks"])
+    assert changed == (choice.site, LayerChange(form=form, ranks=ranks))
+    assert stated_change(choice) == changed[1]
+
+
+def test_only_settings_that_say_it_are_read_for_their_change() -> None:
+    assert stated_change(Choice("channel_pruning", "a", {"kept": [0]})) is None
+    assert stated_change(Choice("static_int8", "a", {"bits": 8})) == LayerChange(bits=8)
+    sparse = Choice("sparsity", "a", {"level": 0.5, "stored_bits": 17.0})
+    assert stated_change(sparse) == LayerChange(stored_bits=17.0)
+
+
+def test_a_narrowed_layer_has_the_ranks_that_are_left_of_it() -> None:
+    layer, state = nn.Linear(64, 64), LayerState(64, 8, form="svd", ranks=(6,))
+    made = in_state(layer, state)
+    assert isinstance(made, Factored)
+    assert layer_state(made) == state
+    assert weight_count(layer, state) == sum(part.weight.numel() for part in made.layers)
+    whole = in_state(layer, replace(state, ranks=(10,)))  # 8 of 8 would be larger than whole
+    assert isinstance(whole, nn.Linear)
+    assert weight_count(layer, replace(state, ranks=(10,))) == 64 * 8
+
+
+def test_a_chain_is_timed_as_such_at_its_widths() -> None:
+    timed: list[object] = []
+
+    def time_layer(layer: nn.Module, shape: tuple[int, ...], int8: bool) -> float:
+        timed.append((layer_state(layer), shape, int8))
+        return 1.0
+
+    layers = {"conv": nn.Conv2d(32, 32, 3, padding=1)}
+    cost = latency_cost(layers, {"conv": (1, 32, 8, 8)}, time_layer)
+    state = LayerState(16, 32, bits=8, form="tucker2", ranks=(8, 20))
+    assert cost("conv", state) == 1.0
+    settled = LayerState(16, 32, form="tucker2", ranks=(8, 16))
+    assert timed == [(settled, (1, 16, 8, 8), True)]
 
 
 LAYERS = [
@@ -75,6 +169,16 @@ def test_a_resized_layer_has_the_weights_that_were_counted(layer: nn.Conv2d) -> 
     dims = {nn.Linear: 1, nn.Conv1d: 2}.get(type(layer), 3)
     shape = (2, 8, 9, 9)[: dims + 1]
     assert made(torch.zeros(resized_input(layer, shape, 4))).shape[0] == 2
+
+
+def test_packed_bytes_count_where_files_are_packed() -> None:
+    layers = {"layer": nn.Linear(8, 16, bias=False)}
+    state = LayerState(8, 16, stored_bits=4.5)
+    assert size_cost(layers)("layer", state) == 8 * 16 * 4
+    assert size_cost(layers, stores_compact=True)("layer", state) == 8 * 16 * 4.5 / 8
+    assert size_cost(layers, stores_compact=True)("layer", LayerState(8, 16)) == 8 * 16 * 4
+    chain = replace(state, form="svd", ranks=(2,))
+    assert size_cost(layers, stores_compact=True)("layer", chain) == 2 * (8 + 16) * 4.5 / 8
 
 
 def test_bytes_follow_the_bits() -> None:

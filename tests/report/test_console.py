@@ -11,7 +11,7 @@ from rich.console import Console
 
 from compressor.report.console import dress, render, rows, verdict
 from compressor.result import Plan, Result
-from tests.test_result import CERTIFICATE
+from tests.test_result import CERTIFICATE, NARROW, predicted
 
 
 def printed(result: Result) -> str:
@@ -44,6 +44,12 @@ def test_files_notes_and_losses_are_printed_as_they_are() -> None:
     text = printed(result)
     for part in ("/some/[bold]folder/model.onnx", "a note", "[red]a loss"):
         assert part in text
+
+
+def test_the_error_of_the_predicted_latencies_is_said_where_there_are_some() -> None:
+    variants = [predicted(1.5, 1.0, NARROW)]
+    assert "median error of 50 %" in printed(Result(None, CERTIFICATE, variants, [], {}, Plan()))
+    assert "median error" not in printed(Result(None, CERTIFICATE, [], [], {}, Plan()))
 
 
 def test_why_nothing_was_compressed_is_said() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from compressor.progress import SILENT
 from compressor.result import Choice, Cost, Plan, VariantRecord
@@ -56,14 +60,16 @@ class Numbers:
         )
 
 
-def run(minutes: float | None, trials: int = 100, **effort: Any) -> tuple[Search, float]:
+def run(
+    minutes: float | None, trials: int = 100, goal: Goal = GOAL, **effort: Any
+) -> tuple[Search, float]:
     """The search, and the seconds that it took."""
     clock = [0.0]
     effects = {c.key: {c.site: LayerChange(removes=True)} for c in CHOICES}
     space = Space(CHOICES, effects, LAYERS)
     answers: dict[str, int] = {}
     search = Search(
-        GOAL,
+        goal,
         DamageSearch(space.problem(DAMAGE, macs), space, allowed_fraction=0.01),
         Numbers(clock),  # type: ignore[arg-type]
         Spending(minutes, trials, clock=lambda: clock[0]),
@@ -74,6 +80,19 @@ def run(minutes: float | None, trials: int = 100, **effort: Any) -> tuple[Search
     )
     search.run(Plan())
     return search, clock[0]
+
+
+def test_latencies_are_predicted_where_they_are_the_objective(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    goal = replace(GOAL, resource="latency_ms")
+    with caplog.at_level(logging.INFO, logger="compressor"):
+        search, _ = run(None, trials=3, goal=goal)
+    assert search.records
+    for record in search.records:
+        assert record.predicted["latency_ms"] == record.predicted["cost"]
+    assert any("median error" in line for line in caplog.messages)
+    assert all("latency_ms" not in r.predicted for r in run(None, trials=3)[0].records)
 
 
 def test_more_minutes_never_end_in_a_dearer_variant() -> None:

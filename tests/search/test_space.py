@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 
@@ -72,6 +73,20 @@ def test_within_a_damage_the_largest_saving_is_taken() -> None:
 def test_negative_damage_counts_as_none() -> None:
     space = Space([REMOVE], {REMOVE.key: EFFECTS[REMOVE.key]}, LAYERS)
     assert space.problem({REMOVE.key: -0.5}, weight_bits).sites[0].damage == pytest.approx((0, 0))
+
+
+def test_changes_of_one_layer_add_up() -> None:
+    state = LayerState(8, 8)
+    changes = [
+        LayerChange(inputs=-4),
+        LayerChange(bits=8),
+        LayerChange(form="svd", ranks=(2,)),
+        LayerChange(stored_bits=6.0),
+        LayerChange(outputs=-2, stored_bits=5.0),
+    ]
+    for order in itertools.permutations(changes):
+        after = functools.reduce(lambda state, change: change.applied_to(state), order, state)
+        assert after == LayerState(4, 6, 8, False, "svd", (2,), 5.0)
 
 
 def make_concatenated(sites: int, options: int) -> Space:

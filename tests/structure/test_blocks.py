@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import ModelError
-from compressor.interfaces.inputs import ModelInputs
+from compressor.interfaces.inputs import ModelInputs, output_tensors
 from compressor.structure.blocks import residual_blocks
-from compressor.structure.surgery import Skip, replace
+from compressor.structure.describe import diff, rebuild
+from compressor.structure.surgery import Skip, replace, undone
 from compressor.testing.models import CifarResNet, TinyMLP, TinyResNet, TinyTransformer
 
 pytestmark = pytest.mark.slow  # each one exports a graph
@@ -65,6 +68,73 @@ def test_pre_norm_transformer_blocks_are_found() -> None:
     assert [b.name for b in residual_blocks(TinyTransformer(), inputs)] == ["blocks.0", "blocks.1"]
 
 
+@pytest.mark.parametrize("family", ["vit", "swin", "timm", "bert", "gpt2", "llama"])
+def test_layers_and_sublayers_of_well_known_transformers_are_found(family: str) -> None:
+    model, inputs, expected = known_transformer(family)
+    blocks = residual_blocks(model, inputs)
+    assert sorted(block.name for block in blocks) == sorted(expected)
+    outputs = output_tensors(inputs.call(model))
+    for block in blocks:
+        assert 0 <= block.influence < 2
+        if not any(block.name.startswith(f"{other.name}.") for other in blocks):
+            replace(model, block.name, block.stand_in())
+    assert [o.shape for o in output_tensors(inputs.call(model))] == [o.shape for o in outputs]
+
+
+def known_transformer(family: str) -> tuple[nn.Module, ModelInputs, list[str]]:
+    """Two layers each, and the names of what can go."""
+    torch.manual_seed(0)
+    image, tokens = torch.randn(2, 3, 32, 32), torch.arange(14).reshape(2, 7)
+
+    def parts(*layers: str, inner: tuple[str, ...]) -> list[str]:
+        return [name for layer in layers for name in (layer, *(f"{layer}.{i}" for i in inner))]
+
+    if family == "vit":
+        layers = [f"encoder.layers.encoder_layer_{i}" for i in (0, 1)]
+        vit = tv.VisionTransformer(32, 8, 2, 2, 16, 32)
+        return vit.eval(), ModelInputs((image,)), parts(*layers, inner=("self_attention", "mlp"))
+    if family == "swin":
+        swin = tv.SwinTransformer([4, 4], 16, [2], [2], [4, 4])
+        names = parts("features.1.0", "features.1.1", inner=("attn", "mlp"))
+        return swin.eval(), ModelInputs((image,)), names
+    if family == "timm":
+        timm = pytest.importorskip("timm")
+        model = timm.create_model(
+            "swin_tiny_patch4_window7_224",
+            img_size=32,
+            window_size=4,
+            depths=(2,),
+            embed_dim=16,
+            num_heads=(2,),
+        )
+        names = parts("layers.0.blocks.0", "layers.0.blocks.1", inner=("attn", "mlp"))
+        return model.eval(), ModelInputs((image,)), names
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if family == "bert":
+        config = transformers.BertConfig(**sizes, intermediate_size=32)
+        names = parts("encoder.layer.0", "encoder.layer.1", inner=("attention",))
+        model = transformers.BertModel(config, add_pooling_layer=False)
+    elif family == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=16,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=8,
+            use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        names = parts("h.0", "h.1", inner=("attn", "mlp"))
+        model = transformers.GPT2Model(config)
+    else:
+        config = transformers.LlamaConfig(**sizes, intermediate_size=32, use_cache=False)
+        names = parts("layers.0", "layers.1", inner=("self_attn", "mlp"))
+        model = transformers.LlamaModel(config)
+    return model.eval(), ModelInputs(kwargs={"input_ids": tokens}), names
+
+
 @pytest.mark.parametrize(
     "join",
     [
@@ -86,7 +156,6 @@ def test_a_sum_with_the_input_is_a_block(join: Callable[[Tensor, Tensor], Any]) 
         lambda x, y: y + 1,
         lambda x, y: y + x.mean(),
         lambda x, y: torch.cat([x, y], 1)[:, :4],
-        lambda x, y: (x + y, y),  # two outputs
         lambda x, y: F.relu(y) + F.softmax(x, 1),
     ],
 )
@@ -102,6 +171,130 @@ def test_other_joins_are_not(join: Callable[[Tensor, Tensor], Any]) -> None:
             return (out[0] if isinstance(out, tuple) else out) * 2
 
     assert names(Model(), 2, 4) == []
+
+
+def test_what_is_added_outside_is_a_branch() -> None:
+    """The block returns two tensors, so it cannot go; what it adds to its input can."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.block = Block(lambda x, y: (x + 0.5 * F.gelu(y), None))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(self.first(x))[0] * 2
+
+    model, inputs = Model(), ModelInputs((torch.randn(2, 4),))
+    model.block.extra = nn.Linear(4, 4)  # so that block and branch are not the same
+    (block,) = residual_blocks(model, inputs)
+    assert (block.name, block.is_zero, block.outputs) == ("block", False, 2)
+    replace(model, "block", block.stand_in())
+    assert inputs.call(model).equal(model.first(inputs.args[0]) * 2)
+
+
+class PreNorm(nn.Module):
+    """Attention and MLP, each added to the stream; attention called by keyword, with a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.mixer = Mixer()
+        self.scale = nn.Parameter(torch.randn(4))
+        self.mlp = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + F.dropout(
+            self.mixer(hidden=self.norm(x), mask=None)[0] * self.scale, training=self.training
+        )
+        return x + self.mlp(self.norm(x))
+
+
+class Mixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, None, None]:
+        return self.linear(hidden), None, None
+
+
+def test_attention_and_mlp_of_a_transformer_layer_can_go_one_by_one() -> None:
+    model, x = (
+        nn.Sequential(nn.Linear(4, 4), PreNorm(), nn.Linear(4, 2)).eval(),
+        torch.randn(2, 3, 4),
+    )
+    blocks = {block.name: block for block in residual_blocks(model, ModelInputs((x,)))}
+    assert set(blocks) == {"1", "1.mixer", "1.mlp"}
+    mixer, mlp = blocks["1.mixer"], blocks["1.mlp"]
+    assert (mixer.is_zero, mixer.argument, mixer.outputs) == (True, "hidden", 3)
+    assert (mlp.is_zero, mlp.argument, mlp.outputs) == (True, "", 0)
+    layer, stream = copy.deepcopy(model[1]), model[0](x)
+    with undone(model):
+        replace(model, "1.mlp", mlp.stand_in())
+        mixed = stream + layer.mixer(layer.norm(stream), None)[0] * layer.scale
+        torch.testing.assert_close(model[1](stream), mixed)
+    replace(model, "1.mixer", mixer.stand_in())
+    torch.testing.assert_close(model[1](stream), stream + layer.mlp(layer.norm(stream)))
+
+
+class PostNorm(nn.Module):
+    """As in the first transformer: the norm comes after the sum, in a module of two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.output = Output()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.inner(x), x)
+
+
+class Output(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, hidden: Tensor, stream: Tensor) -> Tensor:
+        return self.norm(self.dense(hidden) + stream)
+
+
+def test_a_sum_with_another_argument_than_the_first_is_no_residual() -> None:
+    """Its stand-in would give back the first."""
+    model = nn.Sequential(nn.Linear(4, 4), PostNorm(), nn.Linear(4, 2))
+    assert names(model, 2, 3, 4) == ["1"]
+
+
+def test_influence_is_one_minus_the_cosine() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), Scaled(), nn.Conv2d(4, 2, 1)).eval()
+    x = torch.randn(3, 1, 5, 5)
+    (block,) = residual_blocks(model, ModelInputs((x,)))
+    before = model[0](x).permute(0, 2, 3, 1).flatten(0, 2)
+    after = model[1](model[0](x)).permute(0, 2, 3, 1).flatten(0, 2)
+    cosines = [(a @ b / a.norm() / b.norm()).item() for a, b in zip(before, after, strict=True)]
+    assert block.influence == pytest.approx(1 - sum(cosines) / len(cosines), abs=1e-5)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def test_a_stand_in_survives_json() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), PreNorm(), nn.Linear(4, 2)).eval()
+    x = torch.randn(2, 3, 4)
+    for block in residual_blocks(model, ModelInputs((x,))):
+        edited = copy.deepcopy(model)
+        replace(edited, block.name, block.stand_in())
+        rebuilt = rebuild(model, json.loads(json.dumps(diff(model, edited))))
+        rebuilt.load_state_dict(edited.state_dict(), strict=True)
+        assert rebuilt.eval()(x).equal(edited.eval()(x))
 
 
 def test_a_block_that_is_called_twice_is_not_offered() -> None:

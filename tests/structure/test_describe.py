@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from compressor.errors import CheckpointError, ModelError
-from compressor.structure import surgery
+from compressor.interfaces.inputs import ModelInputs
+from compressor.structure import cutting, surgery
+from compressor.structure.channels import find_groups
 from compressor.structure.describe import apply_difference, diff, outline, rebuild
-from compressor.structure.groups import ChannelGroup, Member
+from compressor.structure.groups import ChannelGroup
+from compressor.structure.layers import layer_members
 from compressor.structure.surgery import Skip
 from compressor.structure.trace import copy_model
 from compressor.testing.models import (
@@ -46,12 +49,14 @@ def assert_same(first: nn.Module, second: nn.Module) -> None:
 
 
 def narrow(model: nn.Module, *members: tuple[str, str, int]) -> None:
-    made = tuple(
-        Member(module, side, tuple((i,) for i in range(size)), size)  # type: ignore[arg-type]
-        for module, side, size in members
-    )
     size = members[0][2]
-    surgery.keep_channels(model, ChannelGroup("g", size, made), range(0, size, 2))
+    index = [(i,) for i in range(size)]
+    made = tuple(
+        member
+        for module, side, _ in members
+        for member in layer_members(module, surgery.get(model, module), side, index)  # type: ignore[arg-type]
+    )
+    cutting.keep_channels(model, ChannelGroup("g", size, made), range(0, size, 2))
 
 
 def narrow_block(model: nn.Module) -> None:
@@ -239,13 +244,80 @@ def test_a_patched_forward_is_refused() -> None:
         diff(reference, model)
 
 
-def test_a_buffer_that_no_state_dict_holds_is_refused() -> None:
+BUFFERS = {
+    "float": torch.tensor([1.5, float("nan"), -0.0, float("inf")]),
+    "bfloat16": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).bfloat16(),
+    "transposed": torch.arange(6).reshape(2, 3).T,
+    "bool": torch.tensor([True, False]),
+    "complex": torch.tensor([1 + 2j]),
+    "number": torch.tensor(3),
+    "empty": torch.zeros(0, 4),
+}
+
+
+@pytest.mark.parametrize("values", BUFFERS.values(), ids=BUFFERS)
+def test_a_buffer_that_no_state_dict_holds_comes_back_by_the_bit(values: torch.Tensor) -> None:
+    reference = TinyMLP()
+    reference.register_buffer("table", torch.zeros(9), persistent=False)
+    model = copy_model(reference)
+    model.table = values
+    rebuilt = through_json(reference, model)
+    assert rebuilt.table.dtype == values.dtype
+    assert rebuilt.table.shape == values.shape
+    actual, expected = (t.contiguous().flatten().view(torch.uint8) for t in (rebuilt.table, values))
+    assert torch.equal(actual, expected)
+    assert "table" not in rebuilt.state_dict()
+
+
+def test_a_new_module_keeps_a_buffer_that_no_state_dict_holds() -> None:
+    reference, model = TinyMLP(), TinyMLP()
+    new = nn.Linear(model.fc2.in_features, model.fc2.out_features)
+    layer = nn.Sequential(nn.Identity(), new)
+    layer.register_buffer("table", torch.randn(4), persistent=False)
+    surgery.replace(model, "fc2", layer)
+    rebuilt = through_json(reference, model)
+    assert torch.equal(rebuilt.fc2.table, layer.table)
+    assert rebuilt.state_dict().keys() == model.state_dict().keys()
+
+
+class Keyless(nn.Module):
+    """As timm's BEiT, whose keys have no bias: the zeros are a buffer beside two parameters."""
+
+    def __init__(self, size: int = 6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size, 4))
+        self.bias = nn.Parameter(torch.randn(size))
+        self.register_buffer("offset", torch.randn(size), persistent=False)
+        self.head = nn.Linear(size, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.linear(x, self.weight, self.bias + self.offset)
+        return self.head(hidden.relu())
+
+
+def test_a_pruned_buffer_that_no_state_dict_holds_comes_back_pruned() -> None:
+    model = Keyless()
+    x = torch.randn(3, 4)
+    pruned = copy_model(model)
+    (group,) = find_groups(pruned, ModelInputs((x,))).groups
+    assert "offset" in {member.tensor for member in group.members}
+    cutting.keep_channels(pruned, group, [0, 2, 5])
+    rebuilt = through_json(Keyless(), pruned)  # whose own offset has other values
+    assert torch.equal(rebuilt.offset, model.offset[[0, 2, 5]])
+    assert torch.equal(rebuilt(x), pruned(x))
+
+
+def test_damaged_values_of_a_buffer_are_refused() -> None:
     reference = TinyMLP()
     reference.register_buffer("table", torch.zeros(4), persistent=False)
     model = copy_model(reference)
     model.table = torch.zeros(2)
-    with pytest.raises(ModelError, match="'table'"):
-        diff(reference, model)
+    difference = as_json(reference, model)
+    spec = difference["changed"][""]["buffers"]["table"]
+    for broken in ("AAAA", "?", spec["values"][:-4]):
+        spec["values"] = broken
+        with pytest.raises(CheckpointError, match="does not fit"):
+            rebuild(reference, difference)
 
 
 @pytest.mark.parametrize("name", ["os:system", "torch.nn:missing", "torch.hub:load", "torch.nnx:X"])

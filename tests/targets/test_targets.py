@@ -9,7 +9,8 @@ from torch import nn
 
 from compressor.errors import ConfigError, DeviceError
 from compressor.interfaces.inputs import ModelInputs
-from compressor.profiling.profile import state_size_bytes
+from compressor.structure.archive import packed_size_bytes
+from compressor.structure.factored import blank
 from compressor.targets import EagerTarget, InductorTarget, OnnxRuntimeTarget, Target, make_target
 from compressor.testing.models import TinyMLP, TinyResNet
 
@@ -66,7 +67,7 @@ def test_eager_deploys_a_copy_in_evaluation_mode(tmp_path: Path) -> None:
     deployed = EagerTarget().deploy(model, IMAGES, tmp_path)
     assert model.training
     assert not deployed.module.training
-    assert deployed.size_bytes == state_size_bytes(model)
+    assert deployed.size_bytes == packed_size_bytes(model)
     assert not deployed.files
     with torch.no_grad():
         model.conv1.weight.zero_()
@@ -109,6 +110,25 @@ def test_a_layer_is_timed_once_for_each_shape_and_type(
             nn.Linear(8, 8), (1, 8), int8=False
         )
     assert len(timed) == 5
+
+
+def test_a_chain_takes_what_its_layers_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured in one file they take the same, so the layers of all chains share one table."""
+    timed: list[tuple[str, tuple[int, ...]]] = []
+
+    def time_layer(_: Target, layer: nn.Module, shape: tuple[int, ...], int8: bool) -> float:
+        timed.append((repr(layer), shape))
+        return float(layer.weight.numel())
+
+    monkeypatch.setattr(EagerTarget, "_time_layer", time_layer)
+    target = EagerTarget()
+    chain = blank(nn.Conv2d(8, 12, 3, stride=2, padding=1), "tucker2", (4, 6))
+    total = target.layer_latency_ms(chain, (1, 8, 9, 9), int8=False)
+    assert total == 8 * 6 + 6 * 4 * 9 + 4 * 12
+    shapes = [(1, 8, 9, 9), (1, 6, 9, 9), (1, 4, 5, 5)]
+    assert timed == [(repr(part), shape) for part, shape in zip(chain, shapes, strict=True)]
+    target.layer_latency_ms(nn.Conv2d(8, 6, 1, bias=False), (1, 8, 9, 9), int8=False)
+    assert len(timed) == 3
 
 
 @pytest.mark.slow

@@ -26,9 +26,13 @@ HIDDEN = ChannelGroup(
     "0",
     8,
     (
-        Member("0", "out", CHANNELS, 8),
-        Member("1", "out", CHANNELS, 8),
-        Member("4", "in", CHANNELS, 8),
+        Member("0.weight", 0, "out", CHANNELS, 8),
+        Member("0.bias", 0, "out", CHANNELS, 8),
+        Member("1.weight", 0, "out", CHANNELS, 8),
+        Member("1.bias", 0, "out", CHANNELS, 8),
+        Member("1.running_mean", 0, "out", CHANNELS, 8),
+        Member("1.running_var", 0, "out", CHANNELS, 8),
+        Member("4.weight", 1, "in", CHANNELS, 8),
     ),
 )
 """The hidden channels of `make_model`."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compressor.errors import CheckpointError, SurgeryError
-from compressor.structure import surgery
+from compressor.structure import cutting, surgery
 from compressor.structure.groups import ChannelGroup, Member
 from compressor.structure.surgery import Edit
 from compressor.testing.models import TiedModel
@@ -29,16 +29,20 @@ HIDDEN = ChannelGroup(
     "0",
     8,
     (
-        Member("0", "out", CHANNELS, 8),
-        Member("1", "out", CHANNELS, 8),
-        Member("4", "in", CHANNELS, 8),
+        Member("0.weight", 0, "out", CHANNELS, 8),
+        Member("0.bias", 0, "out", CHANNELS, 8),
+        Member("1.weight", 0, "out", CHANNELS, 8),
+        Member("1.bias", 0, "out", CHANNELS, 8),
+        Member("1.running_mean", 0, "out", CHANNELS, 8),
+        Member("1.running_var", 0, "out", CHANNELS, 8),
+        Member("4.weight", 1, "in", CHANNELS, 8),
     ),
 )
 
 
 def narrow(model: nn.Module) -> Edit:
     """Keep four of the eight hidden channels of `make_model`."""
-    return surgery.keep_channels(model, HIDDEN, KEPT)
+    return cutting.keep_channels(model, HIDDEN, KEPT)
 
 
 class Narrowing(Algorithm):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.structure import surgery
+from compressor.structure import cutting
 from compressor.training import Algorithm, Event, State, Trainer
 from compressor.training.algorithms import EMA, Distillation
 from compressor.training.checkpoint import LATEST, read_checkpoint
@@ -20,7 +20,7 @@ class Narrowing(Algorithm):
 
     def on(self, event: Event, state: State) -> None:
         if state.clock.batch == 3:
-            state.edit(lambda model: surgery.keep_channels(model, HIDDEN, (0, 2, 3, 5)))
+            state.edit(lambda model: cutting.keep_channels(model, HIDDEN, (0, 2, 3, 5)))
 
 
 def train(folder: Path, compile: Any) -> Trainer:

@@ -95,7 +95,7 @@ def test_a_key_is_the_class_name_unless_set() -> None:
 
 def test_a_misspelt_key_in_the_order_names_the_nearest() -> None:
     clipping = GradientClipping()
-    clipping.after = ("MyMasks",)
+    clipping.after = ("AnotherPackage",)
     Dispatch([clipping], [])  # who is not there does not matter
     clipping.after = ("GradualSparsty",)
     with pytest.raises(ConfigError, match=r"'GradualSparsty'.*Did you mean 'GradualSparsity'"):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from compressor.errors import CheckpointError, ConfigError
-from compressor.structure import surgery
+from compressor.structure import cutting, surgery
 from compressor.training import Algorithm, Callback, Event, State, Trainer
 from compressor.training.algorithms import (
     EMA,
@@ -151,7 +151,7 @@ class Narrowing(Algorithm):
 
     def on(self, event: Event, state: State) -> None:
         if state.clock.batch == 3:
-            state.edit(lambda model: surgery.keep_channels(model, HIDDEN, (0, 2, 3, 5)))
+            state.edit(lambda model: cutting.keep_channels(model, HIDDEN, (0, 2, 3, 5)))
         if state.clock.batch == 6:
             state.edit(
                 lambda model: surgery.replace(
@@ -197,7 +197,7 @@ def test_a_model_edited_in_another_way_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(algorithms=[Narrowing()], max_duration="4ba", save_dir=tmp_path)
     trainer.fit()
     other = make_trainer(algorithms=[Narrowing()], max_duration="4ba", save_dir=tmp_path)
-    other.state.edit(lambda model: surgery.keep_channels(model, HIDDEN, (0, 1)))
+    other.state.edit(lambda model: cutting.keep_channels(model, HIDDEN, (0, 1)))
     before = weights_of(other.model)
     with pytest.raises(CheckpointError, match=r"'0.weight' has shape \(4, 4\)"):
         other.resume()

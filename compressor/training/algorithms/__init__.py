@@ -12,18 +12,25 @@ from compressor.training.algorithms.distillation import (
     feature_distance,
 )
 from compressor.training.algorithms.gradient_clipping import GradientClipping, clip_gradients
+from compressor.training.algorithms.gradual_pruning import GradualPruning
 from compressor.training.algorithms.gradual_sparsity import (
     GradualSparsity,
     cubic_sparsity,
     magnitude_mask,
     nm_mask,
 )
+from compressor.training.algorithms.group_regularization import (
+    GroupRegularization,
+    channel_shrinkage,
+)
+from compressor.training.algorithms.hold_masks import HoldMasks
 from compressor.training.algorithms.label_smoothing import LabelSmoothing
 from compressor.training.algorithms.layer_freezing import LayerFreezing, freeze_layers
 from compressor.training.algorithms.mixup import MixUp
 from compressor.training.algorithms.progressive_resizing import ProgressiveResizing
 from compressor.training.algorithms.sam import SAM, sam_perturbation
 from compressor.training.algorithms.weight_average import EMA, SWA, update_average
+from compressor.training.algorithms.weight_clustering import WeightClustering, cluster_weights
 
 __all__ = [
     "EMA",
@@ -36,13 +43,19 @@ __all__ = [
     "CutMix",
     "Distillation",
     "GradientClipping",
+    "GradualPruning",
     "GradualSparsity",
+    "GroupRegularization",
+    "HoldMasks",
     "LabelSmoothing",
     "LayerFreezing",
     "MixUp",
     "ProgressiveResizing",
+    "WeightClustering",
     "attention_map",
+    "channel_shrinkage",
     "clip_gradients",
+    "cluster_weights",
     "cubic_sparsity",
     "distillation_loss",
     "feature_distance",

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import ConfigError
-from compressor.training import binding
-from compressor.training.algorithm import Algorithm
+from compressor.training.algorithms.holding import Holding
 from compressor.training.algorithms.windows import refuse_window
 from compressor.training.card import Card
 from compressor.training.clock import Duration, DurationLike
 from compressor.training.events import Event
 from compressor.training.ramp import progress
 from compressor.training.state import State
-from compressor.training.taps import find_module, has_module
 
 if TYPE_CHECKING:
     from compressor.structure.surgery import Edit
@@ -83,7 +80,7 @@ def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
     return ~_smallest_of_groups(weight.detach().abs(), n, m)
 
 
-class GradualSparsity(Algorithm):
+class GradualSparsity(Holding):
     """Sets the smallest weights to 0, in so many steps, and holds them there.
 
     Masked weights get no gradient, and are 0 again after every step, which momentum would move them
@@ -108,20 +105,8 @@ class GradualSparsity(Algorithm):
         ConfigError: what contradicts itself.
     """
 
-    events = frozenset(
-        {
-            Event.SETUP,
-            Event.FIT_START,
-            Event.BEFORE_STEP,
-            Event.AFTER_STEP,
-            Event.BATCH_END,
-            Event.EPOCH_END,
-            Event.EVAL_START,
-            Event.FIT_END,
-        }
-    )
-    before = ("GradientClipping",)  # what is clipped is what is stepped
-    after = ("WeightAverage", "SAM")  # masks the average that was put in
+    events = Holding.events | {Event.BATCH_END, Event.EPOCH_END}
+    participle = "masked"
     card = Card(
         summary="Prunes single weights by magnitude along a cubic schedule, while training.",
         source="Zhu and Gupta (2017), To prune, or not to prune; n:m: Mishra et al. (2021), "
@@ -158,57 +143,59 @@ class GradualSparsity(Algorithm):
             raise ConfigError(f"There is no scope {scope!r}. Write 'layer' or 'global'.")
         self.start, self.end = Duration.parse(start), Duration.parse(end)
         self.updates = updates
-        self.layers = None if layers is None else tuple(layers)
+        super().__init__(layers)  # what is held: True where a weight is 0
         self.scope = scope
-        self._pruned: dict[str, Tensor] = {}  # True where a weight is held at 0
-        self._bound: list[tuple[nn.Parameter, Tensor]] | None = None
         self._level = 0  # of `updates`
 
     @property
     def sparsity(self) -> float:
         """The fraction of the layers' weights that is masked now."""
-        total = sum(pruned.numel() for pruned in self._pruned.values())
-        return sum(int(p.sum()) for p in self._pruned.values()) / total if total else 0.0
+        total = sum(pruned.numel() for pruned in self._held.values())
+        return sum(int(p.sum()) for p in self._held.values()) / total if total else 0.0
+
+    def project(self, values: Tensor, held: Tensor) -> None:
+        """Zero where `held`."""
+        values.masked_fill_(held, 0.0)
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether the pattern divides its inputs."""
+        return self.pattern is None or (weight.dim() > 1 and not weight.shape[1] % self.pattern[1])
 
     def on(self, event: Event, state: State) -> None:
         """Mask gradients or weights, or grow the masks."""
-        if event is Event.SETUP:
-            refuse_window(self, "`start` and `end`", "nobody would hold its masks outside")
-            self._pruned, self._level, self._bound = {}, 0, None  # those of another trainer
-            self._check_layers(state.model)
-        elif event is Event.BEFORE_STEP:
-            for parameter, pruned in self._masks(state.model):
-                if parameter.grad is not None:
-                    parameter.grad.masked_fill_(pruned, 0.0)
-        elif event in (Event.BATCH_END, Event.EPOCH_END):
+        if event in (Event.BATCH_END, Event.EPOCH_END):
             self._grow(state)
-        else:
-            self._mask(state.model)
+            return
+        if event is Event.SETUP:
+            self._level = 0
+        super().on(event, state)
+
+    def check_window(self) -> None:
+        """Refuse a window: there are `start` and `end`."""
+        refuse_window(self, "`start` and `end`", "nobody would hold its masks outside")
 
     def rebind(self, edit: Edit, state: State) -> None:
         """Cut masks like their parameters; the next batch masks what is new."""
-        targets = self._targets(state.model)
-        kept = {
-            name: binding.cut(pruned, edit.sliced.get(name, ()))
-            for name, pruned in self._pruned.items()
-            if name in targets and name not in edit.added
-        }
-        self._pruned = {n: p for n, p in kept.items() if p.shape == targets[n].shape}
-        self._bound = None
+        super().rebind(edit, state)
         if self._level:
             self._level = -1  # below every level: masks are chosen anew
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, and how far they have grown."""
-        return {"pruned": self._pruned, "level": self._level}
+        return {"pruned": self._held, "level": self._level}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take them."""
-        self._pruned, self._level, self._bound = dict(saved["pruned"]), saved["level"], None
+        self.begin_to_hold(saved["pruned"])
+        self._level = saved["level"]
 
-    def close(self) -> None:
-        """Let go of the model."""
-        self._bound = None
+    def check_layer(self, name: str, holders: list[nn.Module]) -> None:
+        """Refuse a layer that the pattern does not divide as well."""
+        super().check_layer(name, holders)
+        for layer in holders:
+            weight = layer.get_parameter("weight")
+            if self.pattern is not None and not self.fits(weight):
+                nm_mask(weight, *self.pattern)  # raises
 
     def _grow(self, state: State) -> None:
         passed = progress(state.clock, state.max_duration, self.start, self.end)
@@ -216,19 +203,22 @@ class GradualSparsity(Algorithm):
         if level <= self._level:
             return
         self._level = level
-        targets = self._targets(state.model)
+        targets = self.targets(state.model)
         scores = [self._score(name, weight) for name, weight in targets.items()]
         masks = self._choose(scores, cubic_sparsity(level / self.updates, self.final_sparsity))
-        for name, mask in zip(targets, masks, strict=True):
-            # Surgery may have left more zeros than are due now; they stay.
-            self._pruned[name] = mask | self._pruned.get(name, torch.zeros_like(mask))
-        self._bound = None
-        self._mask(state.model)
+        # Surgery may have left more zeros than are due now; they stay.
+        self.begin_to_hold(
+            {
+                name: mask | self._held.get(name, torch.zeros_like(mask))
+                for name, mask in zip(targets, masks, strict=True)
+            }
+        )
+        self.hold(state.model)
 
     def _score(self, name: str, weight: Tensor) -> Tensor:
         """Magnitudes; what is masked goes first, also before a weight that happens to be 0."""
         score = weight.detach().abs()
-        pruned = self._pruned.get(name)
+        pruned = self._held.get(name)
         return score if pruned is None else score.masked_fill(pruned.to(score.device), -1.0)
 
     def _choose(self, scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
@@ -250,52 +240,6 @@ class GradualSparsity(Algorithm):
             mask & _from_groups(groups[:, None].expand(-1, m), mask.shape)
             for mask, groups in zip(masks, chosen, strict=True)
         ]
-
-    def _masks(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """Parameters and their masks, where they are."""
-        if self._bound is None:
-            targets = self._targets(model) if self._pruned else {}
-            self._pruned = {n: p.to(targets[n].device) for n, p in self._pruned.items()}
-            self._bound = [(targets[name], pruned) for name, pruned in self._pruned.items()]
-        return self._bound
-
-    def _mask(self, model: nn.Module) -> None:
-        with torch.no_grad():
-            for parameter, pruned in self._masks(model):
-                parameter.masked_fill_(pruned, 0.0)
-
-    def _targets(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The weights that are masked, once each, by name."""
-        chosen = None
-        if self.layers is not None:
-            chosen = {id(find_module(model, n)) for n in self.layers if has_module(model, n)}
-        targets: dict[int, tuple[str, nn.Parameter]] = {}
-        for name, module in model.named_modules():
-            weight = module._parameters.get("weight")
-            is_target = (
-                isinstance(module, (nn.Linear, _ConvNd))
-                if chosen is None
-                else (id(module) in chosen)
-            )
-            if is_target and weight is not None and self._fits(weight):
-                targets.setdefault(id(weight), (f"{name}.weight".lstrip("."), weight))
-        return dict(targets.values())
-
-    def _fits(self, weight: Tensor) -> bool:
-        return self.pattern is None or (weight.dim() > 1 and not weight.shape[1] % self.pattern[1])
-
-    def _check_layers(self, model: nn.Module) -> None:
-        for name in self.layers or ():
-            weight = find_module(model, name)._parameters.get("weight")
-            if weight is None:
-                raise ConfigError(
-                    f"The layer {name!r} has no parameter `weight` that could be masked. "
-                    "Leave it out of `layers`, or bake its parametrization in first."
-                )
-            if not self._fits(weight):
-                nm_mask(weight, *(self.pattern or (1, 1)))  # raises
-        if not self._targets(model):
-            raise ConfigError("The model has no layer that could be masked. Name some in `layers`.")
 
 
 def _parse_pattern(pattern: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from compressor.interfaces.inputs import ModelInputs
 from compressor.structure.groups import ChannelGroup, Member
 from compressor.training import Algorithm, TaskModel, Trainer
 from compressor.training.algorithms import (
@@ -23,11 +24,15 @@ from compressor.training.algorithms import (
     CutMix,
     Distillation,
     GradientClipping,
+    GradualPruning,
     GradualSparsity,
+    GroupRegularization,
+    HoldMasks,
     LabelSmoothing,
     LayerFreezing,
     MixUp,
     ProgressiveResizing,
+    WeightClustering,
 )
 
 
@@ -63,12 +68,31 @@ INNER = ChannelGroup(
     "model.0",
     8,
     (
-        Member("model.0", "out", CHANNELS, 8),
-        Member("model.1", "out", CHANNELS, 8),
-        Member("model.4", "in", CHANNELS, 8),
+        Member("model.0.weight", 0, "out", CHANNELS, 8),
+        Member("model.0.bias", 0, "out", CHANNELS, 8),
+        Member("model.1.weight", 0, "out", CHANNELS, 8),
+        Member("model.1.bias", 0, "out", CHANNELS, 8),
+        Member("model.1.running_mean", 0, "out", CHANNELS, 8),
+        Member("model.1.running_var", 0, "out", CHANNELS, 8),
+        Member("model.4.weight", 1, "in", CHANNELS, 8),
     ),
 )
 """The channels between the two convolutions of `Images`."""
+
+LAST_CHANNELS = tuple((channel,) for channel in range(16))
+LAST = ChannelGroup(
+    "model.4",
+    16,
+    (
+        Member("model.4.weight", 0, "out", LAST_CHANNELS, 16),
+        Member("model.4.bias", 0, "out", LAST_CHANNELS, 16),
+        Member("model.9.weight", 1, "in", LAST_CHANNELS, 16),
+    ),
+)
+"""The channels that the last layer of `Images` reads."""
+
+MASK = torch.rand(16, 8, 3, 3, generator=torch.Generator().manual_seed(3)) > 0.6
+"""What a mask keeps of the second convolution."""
 
 
 def make_images(samples: int = 16) -> DataLoader[Any]:
@@ -165,8 +189,19 @@ SETTINGS: dict[str, Case] = {
     "GradientClipping": Case(lambda: GradientClipping(0.05)),
     "GradientClipping, value": Case(lambda: GradientClipping(0.01, kind="value")),
     "GradientClipping, adaptive": Case(lambda: GradientClipping(0.01, kind="adaptive")),
+    "GradualPruning": Case(lambda: GradualPruning([LAST], 0.5, updates=3)),
+    "GradualPruning, by gradients": Case(
+        lambda: GradualPruning(
+            [LAST],
+            macs_fraction=0.8,
+            importance="hessian",
+            inputs=ModelInputs((torch.zeros(1, 3, 8, 8),)),
+        )
+    ),
     "GradualSparsity": Case(lambda: GradualSparsity(0.5, updates=3)),
     "GradualSparsity, 2:4": Case(lambda: GradualSparsity(pattern="2:4", end="2ba")),
+    "GroupRegularization": Case(lambda: GroupRegularization([LAST, INNER], 0.01)),
+    "HoldMasks": Case(lambda: HoldMasks(masks={"model.4": MASK})),
     "LabelSmoothing": Case(LabelSmoothing),
     "LayerFreezing": Case(lambda: LayerFreezing(start="0.2dur", level=0.7)),
     "MixUp": Case(MixUp, is_per_sample=False),
@@ -177,4 +212,5 @@ SETTINGS: dict[str, Case] = {
     "SAM": Case(SAM),
     "SAM, now and then": Case(lambda: SAM(interval=3)),
     "SWA": Case(lambda: SWA(start="0dur", interval="2ba", batchnorm_batches=2), is_alone=True),
+    "WeightClustering": Case(lambda: WeightClustering(3)),
 }

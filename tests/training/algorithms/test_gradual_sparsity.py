@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ConfigError
-from compressor.structure import surgery
+from compressor.structure import cutting, surgery
 from compressor.testing.models import TinyResNet
 from compressor.training import Algorithm, Callback, Event, State, Window
 from compressor.training.algorithms.gradient_clipping import GradientClipping
@@ -333,7 +333,7 @@ def test_after_surgery_more_than_is_due_may_be_masked_and_stays_so() -> None:
 
         def on(self, event: Event, state: State) -> None:
             if state.clock.batch == 5:
-                state.edit(lambda m: surgery.keep_channels(m, HIDDEN, (0, 1, 2, 7)))
+                state.edit(lambda m: cutting.keep_channels(m, HIDDEN, (0, 1, 2, 7)))
 
     model = make_model()
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ConfigError
-from compressor.structure import surgery
+from compressor.structure import cutting, surgery
 from compressor.testing.models import TiedModel
 from compressor.training import (
     Algorithm,
@@ -205,7 +205,7 @@ def test_what_was_frozen_and_pruned_at_a_checkpoint_is_thawed_after_the_resumed_
 
         def on(self, event: Event, state: State) -> None:
             if state.clock.batch == 5:
-                state.edit(lambda model: surgery.keep_channels(model, HIDDEN, (0, 1)))
+                state.edit(lambda model: cutting.keep_channels(model, HIDDEN, (0, 1)))
 
     class Stop(Callback):
         events = frozenset({Event.BATCH_END})

@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.errors import CheckpointError, ConfigError, MetricError
 from compressor.progress import Progress
-from compressor.structure import surgery
+from compressor.structure import cutting, surgery
 from compressor.training import Algorithm, Callback, Evaluator, Event, State
 from compressor.training.algorithms import EMA
 from compressor.training.callbacks import (
@@ -118,7 +118,7 @@ class PruneAfter(Algorithm):
 
     def on(self, event: Event, state: State) -> None:
         if state.clock.batch == 5:
-            state.edit(lambda model: surgery.keep_channels(model, HIDDEN, [0, 2, 3, 5]))
+            state.edit(lambda model: cutting.keep_channels(model, HIDDEN, [0, 2, 3, 5]))
 
 
 def test_the_best_of_an_edited_model_goes_into_one_as_it_was_at_first(tmp_path: Path) -> None:
