@@ -12,8 +12,9 @@ from compressor.errors import ModelError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.structure.groups import ChannelGroup
 from compressor.structure.labels.collect import Follower
-from compressor.structure.labels.flow import FACTORIES, Flow, operation
+from compressor.structure.labels.flow import Flow
 from compressor.structure.labels.integers import PADS, counted, sized
+from compressor.structure.labels.operations import FACTORIES, operation
 from compressor.structure.labels.value import Value
 from compressor.structure.program_trace import Traced, trace_program
 from compressor.structure.programmed import ATTRIBUTE

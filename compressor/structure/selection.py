@@ -24,7 +24,7 @@ Kept: TypeAlias = dict[str, tuple[int, ...]]
 """Channels that stay, ascending, by the name of the group."""
 
 BISECTIONS = 20  # a millionth of the channels
-SCORE_FLOOR = 1e-12  # of a ranking in which nothing matters
+SCORE_FLOOR = 1e-12  # of a group in which nothing matters
 
 
 def select_kept(
@@ -79,11 +79,12 @@ def widen_kept(
     scope: Scope = "layer",
     round_to: int = 1,
 ) -> Kept:
-    """`kept`, and the most important of the channels that it leaves out, as long as they fit.
+    """`kept`, and as many of the channels that it leaves out as still fit.
 
     Rounding makes groups of one size change all at once, so that much room can be left. It is
-    given to one group after another, a step at a time: of all next steps that with the highest mean
-    score. Scores count relative to their ranking, as groups of different rankings do not compare.
+    given to one group after another, a step at a time, in the order in which a rising
+    `kept_fraction` would take the steps; of groups that change at once, that whose step has the
+    highest mean score is first. A group whose step does not fit stays as it is.
 
     Args:
         model: as for `select_kept`, which gave `kept`; so are the rest.
@@ -95,18 +96,24 @@ def widen_kept(
         scope: which groups are ranked together.
         round_to: kept widths are multiples of so many entries.
     """
-    widened = dict(kept)
-    relative: dict[str, Tensor] = {}
+    places: dict[str, Tensor] = {}
     for ranking in _rankings(model, groups, scope):
-        mean = torch.cat([scores[group.name] for group in ranking]).mean()
-        relative |= {g.name: scores[g.name] / mean.clamp_min(SCORE_FLOOR) for g in ranking}
+        places |= _places(ranking, scores)
+    widened = dict(kept)
     open_groups = {g.name: g for g in groups if len(kept[g.name]) < g.size}
     while open_groups:
         steps = {
-            name: _next_step(relative[name], widened[name], width_step(group, round_to))
+            name: _next_step(scores[name], widened[name], width_step(group, round_to))
             for name, group in open_groups.items()
         }
-        name = max(steps, key=lambda name: float(relative[name][steps[name]].mean()))
+
+        def place_and_score(name: str, steps: Mapping[str, list[int]] = steps) -> tuple[float, ...]:
+            step = steps[name]
+            turn = step[len(step) // 2]  # with half a step, the width is rounded up
+            mean = scores[name].mean().clamp_min(SCORE_FLOOR)
+            return float(places[name][turn]), -float(scores[name][step].mean() / mean)
+
+        name = min(steps, key=place_and_score)
         wider = {**widened, name: tuple(sorted([*widened[name], *steps[name]]))}
         if fits(wider):
             widened = wider
@@ -247,6 +254,14 @@ def _rankings(
     for group in groups:
         alike.setdefault(kind_of(model, group), []).append(group)
     return list(alike.values())
+
+
+def _places(ranking: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where each channel stands in its ranking, from 0 for the best up to 1, by group."""
+    together = torch.cat([scores[group.name] for group in ranking])
+    place = together.argsort(descending=True, stable=True).argsort() / len(together)
+    parts = torch.split(place, [group.size for group in ranking])
+    return {group.name: part for group, part in zip(ranking, parts, strict=True)}
 
 
 def _counts(

@@ -36,6 +36,21 @@ def test_dicts_go_in_and_come_out(tmp_path: Path) -> None:
     torch.testing.assert_close(load_exported_program(path)(batch), model(batch))
 
 
+class Images(nn.Module):
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return torch.stack([image.mean((1, 2)) for image in images])
+
+
+def test_the_channels_of_three_images_in_a_list_are_no_batch(tmp_path: Path) -> None:
+    """Each has three channels: it would be traced as if their number were the batch's."""
+    images = [torch.randn(3, 4, size) for size in (4, 6, 8)]
+    path = save_exported_program(Images(), ModelInputs((images,)), tmp_path / "m.pt2")
+    program = load_exported_program(path)
+    torch.testing.assert_close(program(images), Images()(images))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program([image[:2] for image in images])
+
+
 class FixedBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.view(4, -1)

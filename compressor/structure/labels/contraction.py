@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from compressor.structure.labels.flow import TAPS, Flow, operation, rule
+from compressor.structure.labels.flow import TAPS, Flow
+from compressor.structure.labels.operations import operation, rule
 from compressor.structure.labels.value import Value, aligned, support, vector
 
 

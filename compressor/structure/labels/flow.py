@@ -21,31 +21,20 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
 from torch.utils import _pytree as pytree
 
+from compressor.structure.labels.operations import (
+    FACTORIES,
+    MADE_NEW,
+    RULES,
+    is_pointwise,
+    operation,
+)
 from compressor.structure.labels.sets import FIXED, LabelSets
 from compressor.structure.labels.value import Value, aligned, support, vector
 
-Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
-MOST_CONSTANT_ENTRIES = 1 << 22  # of a constant that is computed to know its value
 OUTPUTS = "they are the model's outputs"
 TAPS = "they are taps of a kernel"
 ROWS = "they are rows of an embedding, picked by number"
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for the operations called so, such as "aten.view".
-
-    A rule takes the flow, the node, and the node's arguments with a `Value` for each tensor; it
-    returns a `Value`, or a tuple of them.
-    """
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            assert name not in RULES, name
-            RULES[name] = function
-        return function
-
-    return register
+MOST_CONSTANT_ENTRIES = 1 << 22  # of a constant that is computed to know its value
 
 
 class Flow:
@@ -304,7 +293,7 @@ class Flow:
         if constant is not None and not any(value.factors for value in values):
             return constant
         chosen = RULES.get(name)
-        if chosen is None and _is_pointwise(node):
+        if chosen is None and is_pointwise(node):
             chosen = pointwise
         if chosen is None:
             if any(value.factors for value in values):
@@ -405,43 +394,11 @@ class Flow:
         return len(torch.unique(self.sets.find(factor)))
 
 
-MADE_NEW = frozenset("aten.new_zeros aten.new_ones aten.new_full aten.new_empty".split())
-FACTORIES = MADE_NEW | frozenset(
-    "aten.zeros aten.ones aten.full aten.empty aten.scalar_tensor aten.zeros_like aten.ones_like "
-    "aten.full_like aten.empty_like".split()
-)
-
-
-def operation(node: fx.Node) -> str:
-    """`aten.add` for `aten.add.Tensor`."""
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet is None:
-        return getattr(node.target, "__name__", str(node.target))
-    return str(packet).removeprefix("torch.ops.")
-
-
 def pointwise(flow: Flow, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
     """Elementwise over all tensors that are given."""
     leaves = pytree.tree_leaves([args, kwargs])
     values = [leaf for leaf in leaves if isinstance(leaf, Value)]
     return flow.merge(node, values, flow.shape(node))
-
-
-# Elementwise, and not tagged so.
-ELEMENTWISE = frozenset(
-    "aten.hardswish aten.hardsigmoid aten.hardtanh aten.relu6 aten.fill aten.fill_ aten.clamp "
-    "aten.masked_fill aten.where aten.lerp aten.rrelu aten.rrelu_with_noise aten.threshold "
-    "aten.celu aten.selu aten.logical_not aten.nan_to_num aten.rsub aten.square aten.softplus "
-    "aten.log_sigmoid aten.log_sigmoid_forward aten.addcmul aten.addcdiv aten.hardshrink "
-    "aten.softshrink aten.floor_divide aten.remainder aten.true_divide aten.isnan aten.isinf "
-    "aten.expand_as aten.glu_jvp aten.silu aten.mish aten.gelu".split()
-)
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    is_elementwise = torch.Tag.pointwise in tags or operation(node) in ELEMENTWISE
-    return is_elementwise and isinstance(node.meta.get("val"), Tensor)
 
 
 def _is_users(spec: OutputSpec) -> bool:
@@ -471,6 +428,3 @@ def _extents(value: Value, dims: int) -> list[int]:
     if value.follows:
         return [1] * dims
     return [1] * (dims - len(value.shape)) + list(value.shape)
-
-
-__all__ = ["FIXED", "RULES", "Flow", "operation", "pointwise", "rule"]

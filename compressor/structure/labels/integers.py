@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from compressor.structure.labels.flow import FACTORIES, MADE_NEW, Flow, operation
+from compressor.structure.labels.flow import Flow
+from compressor.structure.labels.operations import FACTORIES, MADE_NEW, operation
 from compressor.structure.labels.value import Value, support
 
 VIEWS = frozenset("aten.view aten._unsafe_view aten.reshape aten.expand".split())

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from compressor.structure.labels.flow import ROWS, Flow, rule
+from compressor.structure.labels.flow import ROWS, Flow
+from compressor.structure.labels.operations import rule
 from compressor.structure.labels.sets import FIXED
 from compressor.structure.labels.value import Value, aligned, blocks, support
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from compressor.structure.labels.flow import Flow, rule
+from compressor.structure.labels.flow import Flow
+from compressor.structure.labels.operations import rule
 from compressor.structure.labels.value import Value, blocks, vector
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from compressor.structure.labels.flow import Flow, operation, rule
+from compressor.structure.labels.flow import Flow
+from compressor.structure.labels.operations import operation, rule
 from compressor.structure.labels.value import Value, vector
 
 GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from compressor.structure.labels.flow import Flow, operation, rule
+from compressor.structure.labels.flow import Flow
+from compressor.structure.labels.operations import operation, rule
 from compressor.structure.labels.value import Value, support
 
 ADDING = frozenset({"aten.sum", "aten.norm", "aten.linalg_vector_norm"})  # a zero adds nothing
