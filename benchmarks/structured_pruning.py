@@ -6,7 +6,9 @@ unpruned network. Each side is judged by its best criterion. Latencies are of ON
 thread, measured in turns; ratios are of the unpruned network, above 1 is better.
 
 torch-pruning leaves the stream between the blocks alone: it does not understand shortcuts that pad
-channels, and makes models of them that raise.
+channels, and makes models of them that raise. This package is run both ways: with the stream kept
+(`ignored`) and pruned. Widths of both sides are multiples of the same number: of --round-to, or of
+the largest of 4 and 1 with which torch-pruning reaches the ratio.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ from benchmarks.trainer_throughput import DeviceLoader, Images
 from compressor.export.onnx import export_onnx
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.counts import count
+from compressor.structure.selection import Scope
 from compressor.techniques.one_shot import prune
 from compressor.training import Trainer
 from compressor.training.algorithms import ChannelsLast, Distillation
@@ -47,7 +50,7 @@ from cifar_resnet_model import DEPTHS
 GRADIENT_BATCHES = 8
 BATCH_SIZE = 128
 TEMPERATURE = 4.0
-SHARES = [0.2 + 0.02 * step for step in range(36)]  # of the channels that torch-pruning removes
+SHARES = [0.2 + 0.01 * step for step in range(71)]  # of the channels that torch-pruning removes
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 PEER_CRITERIA: dict[str, Callable[[], Any]] = {
     "taylor": tp.importance.GroupTaylorImportance,
@@ -66,10 +69,12 @@ def main() -> None:
     entries = [bench.entry("unpruned", "", bench.reference)]
     for ratio in arguments.ratios:
         for criterion in arguments.criteria:
-            ours = bench.prune(criterion, ratio)
-            entries.append(bench.entry(f"ours, {ratio:g}x", criterion, ours))
-            peer = bench.prune_by_peer(criterion, ratio)
+            peer, round_to = bench.prune_by_peer(criterion, ratio)
             entries.append(bench.entry(f"torch-pruning, {ratio:g}x", criterion, peer))
+            for what in arguments.stream:
+                ours = bench.prune(criterion, ratio, round_to, keep_stream=what == "kept")
+                name = f"{criterion}, stream {what}"
+                entries.append(bench.entry(f"ours, {ratio:g}x", name, ours))
     times = measure_latencies([model for model, _ in entries], arguments.quick)
     rows = [
         {
@@ -96,23 +101,28 @@ class Bench:
             self.fine_tune(self.reference, arguments.reference_epochs, teacher=None)
         self.macs = count(self.reference, ModelInputs((EXAMPLE,))).macs
 
-    def prune(self, criterion: str, ratio: float) -> nn.Module:
+    def prune(self, criterion: str, ratio: float, round_to: int, *, keep_stream: bool) -> nn.Module:
         """By this package's one call."""
+        norms = [name for name, _ in self.reference.named_modules() if is_of_stream(name)]
         return prune(
             self.reference,
             self.batches[0][0][:2],
             macs_fraction=1 / ratio,
             importance=criterion,
-            scope="isomorphic",
-            round_to=self.arguments.round_to,
+            scope=self.arguments.scope,
+            round_to=round_to,
+            ignored=norms if keep_stream else (),
             backward=self.backward,
         ).model
 
-    def prune_by_peer(self, criterion: str, ratio: float) -> nn.Module:
+    def prune_by_peer(self, criterion: str, ratio: float) -> tuple[nn.Module, int]:
         """By torch-pruning: global, isomorphic, the least share of channels that is enough.
 
         A layer that would lose all its rounded channels is left whole by it, so that above some
         share the work grows again, and a finer rounding must be tried.
+
+        Returns:
+            The model, and what its widths are multiples of.
         """
         gradients = copy.deepcopy(self.reference)
         self.backward(gradients)
@@ -120,7 +130,7 @@ class Bench:
             for share in SHARES:
                 model = self.cut_by_peer(criterion, share, round_to, gradients)
                 if count(model, ModelInputs((EXAMPLE,))).macs * ratio <= self.macs:
-                    return model
+                    return model, round_to
         raise SystemExit(f"torch-pruning does not reach {ratio}x without the stream.")
 
     def cut_by_peer(
@@ -194,7 +204,7 @@ class Bench:
         if model is not self.reference:
             self.fine_tune(model, self.arguments.epochs, self.reference)
         counts = count(model, ModelInputs((EXAMPLE,)))
-        return model, {
+        row = {
             "network": name,
             "criterion": criterion,
             "MACs ratio": self.macs / counts.macs,
@@ -203,6 +213,8 @@ class Bench:
             "accuracy %, trained": self.accuracy(model),
             "minutes": (time.monotonic() - began) / 60,
         }
+        print(row, file=sys.stderr, flush=True)
+        return model, row
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float:
@@ -213,6 +225,11 @@ class Bench:
         )
         model.to("cpu")
         return 100 * right / sum(len(y) for _, y in self.test)
+
+
+def is_of_stream(name: str) -> bool:
+    """Whether a module is a batch norm of what runs past the blocks."""
+    return name == "bn1" or name.endswith(".bn2")
 
 
 def load(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Batches]:
@@ -281,6 +298,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=DEPTHS, default="resnet56")
     parser.add_argument("--ratios", nargs="+", type=float, default=[2.0, 2.5])
     parser.add_argument("--criteria", nargs="+", choices=PEER_CRITERIA, default=["taylor", "l2"])
+    parser.add_argument("--scope", choices=get_args(Scope), default="isomorphic", help="of ours")
+    parser.add_argument(
+        "--stream", nargs="+", choices=["kept", "pruned"], default=["kept", "pruned"]
+    )
     parser.add_argument("--round-to", type=int, default=8, help="widths are multiples of it")
     parser.add_argument("--epochs", type=int, default=12, help="of fine-tuning")
     parser.add_argument("--lr", type=float, default=0.02)

@@ -3,8 +3,9 @@
 Timed alone, layers do not add up to their model: it also adds, pools, reshapes and converts, and
 its caches are fuller. That rest goes with the layers, so a layer's time is multiplied by a factor:
 one for float and one for int8, such that the whole reference costs what was measured of it in
-either. Measured on six networks, this predicts pruned, shortened and int8 variants better than a
-constant for the model or for each layer does (`benchmarks/latency_table.py`).
+either. Measured on six networks (four are in `benchmarks/latency_table.py`), this predicts pruned,
+shortened and int8 variants better than a constant for the model, a constant for each layer, or half
+a factor and half a constant do; the last is a little better for a ViT, and worse for most others.
 
 Where a layer in float has neighbours in int8, the runtime converts in between, which costs more
 than a small layer takes. So a layer that could be int8 and is not costs a constant on top, measured

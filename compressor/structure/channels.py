@@ -28,10 +28,14 @@ from compressor.structure.rewriting import (
     aligned_nodes,
     find_followers,
     fixing_modules,
+    freeze_fixed,
     padding_modules,
     trace_modules,
 )
-from compressor.structure.trace import FORWARD_FAILURES, copy_model
+from compressor.structure.trace import FORWARD_FAILURES, copy_for_analysis
+
+ALL_AT_ONCE = "they can only be removed all at once"
+OUTSIDE = "they are outside the parts of the model that can be exported"
 
 
 def find_groups(model: nn.Module, inputs: ModelInputs) -> ChannelMap:
@@ -48,21 +52,23 @@ def find_groups(model: nn.Module, inputs: ModelInputs) -> ChannelMap:
     """
     check = Check(model, inputs)
     attentions = replace_attention(check.probe)
-    single = copy_model(model).cpu().float().eval()  # code may cast to float32, and rely on it
-    replace_attention(single)
+    plain = copy_for_analysis(model).float()  # code may cast to float32, and rely on it
+    replace_attention(plain)
     given = inputs.to("cpu").with_batch(2).float()
-    graphs = exportable_parts(single, given, trains=check.trains)
-    del single
+    graphs = exportable_parts(plain, given, trains=check.trains)
     if not graphs:
         return _by_autograd(Check(model, inputs))
-    analysis = _Analysis(check, graphs, attentions)
+    analysis = _Analysis(check, plain, given, graphs, attentions)
     analysis.rewrite(padding_modules(analysis.flow))
     found = analysis.verify()
-    names = fixing_modules(analysis.flow, found.failed)
-    if analysis.rewrite(names):
+    if analysis.rewrite(fixing_modules(analysis.flow, found.failed)):
         found = analysis.verify()
-    quarantined = tuple((name, analysis.why(fault)) for name, fault in found.faults.items())
-    return ChannelMap(tuple(found.sound), quarantined, frozen_layers(analysis.flow))
+    quarantined = tuple(
+        (group.name, analysis.why(group, found.faults[group.name]))
+        for group in found.failed
+        if found.faults[group.name] != IS_OUTPUT
+    )
+    return ChannelMap(tuple(found.sound), quarantined, analysis.frozen())
 
 
 @dataclass(frozen=True)
@@ -80,22 +86,27 @@ class _Analysis:
     def __init__(
         self,
         check: Check,
+        plain: nn.Module,
+        inputs: ModelInputs,
         graphs: Mapping[str, Sequence[ExportedProgram]],
         attentions: Sequence[str],
     ) -> None:
         self.flow = Flow(graphs)
         self._check = check
+        self._plain = plain
+        self._inputs = inputs
         self._graphs = graphs
         self._attentions = attentions
         self._names = _first_names(check.probe)
         self._programs: dict[str, Traced] = {}
         self._refused: dict[str, str] = {}
         self._followers: list[Follower] = []
+        self._single: list[ChannelGroup] = []
 
     def rewrite(self, names: Collection[str]) -> bool:
         """Let these modules have programs; False if that is nothing new."""
         new = [name for name in names if name not in self._programs and name not in self._refused]
-        traced, refused = trace_modules(self._check.probe, new, self._check.inputs)
+        traced, refused = trace_modules(self._plain, new, self._inputs)
         self._refused |= refused
         self._programs |= traced
         if not traced:
@@ -113,6 +124,8 @@ class _Analysis:
             for name, program in self._programs.items()
             for follower in find_followers(self.flow, name, program, pairs[name])
         ]
+        for name, program in self._programs.items():
+            freeze_fixed(self.flow, name, program, pairs[name])
         return True
 
     def verify(self) -> _Verified:
@@ -123,6 +136,7 @@ class _Analysis:
             dict(self._check.probe.named_parameters(remove_duplicate=False)),
             self._followers,
         )
+        self._single = [group for group in found if group.size < 2]
         groups = [self._complete(group) for group in found if group.size > 1]
         faults = self._check.faults(groups)
         mended: dict[str, ChannelGroup] = {}
@@ -157,10 +171,27 @@ class _Analysis:
         order = {name: number for number, name in enumerate(self._names.values())}
         return {name: order[self._names[name]] for name in self.flow.tensors}
 
-    def why(self, fault: str) -> str:
-        """The fault, and why nothing could be done about it."""
-        reasons = [reason for reason in self._refused.values() if reason]
+    def why(self, group: ChannelGroup, fault: str) -> str:
+        """The fault, and why no program could mend it."""
+        original = {name: alias for alias, name in reversed(self._names.items())}
+        members = tuple(replace(m, tensor=original[m.tensor]) for m in group.members)
+        names = fixing_modules(self.flow, [replace(group, members=members)])
+        reasons = [self._refused[name] for name in names if name in self._refused]
         return f"{fault} {reasons[0]}" if reasons else fault
+
+    def frozen(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Reason -> the layers whose channels cannot be removed because of it."""
+        reasons = dict(frozen_layers(self.flow))
+        if self._single:
+            reasons[ALL_AT_ONCE] = tuple(group.name for group in self._single)
+        outside = [
+            name.rpartition(".")[0] or name
+            for name, parameter in self._plain.named_parameters()
+            if parameter.dim() > 1 and name not in self.flow.tensors
+        ]
+        if "" not in self._graphs and outside:
+            reasons[OUTSIDE] = tuple(dict.fromkeys(outside))
+        return tuple(reasons.items())
 
 
 def verify_group(model: nn.Module, inputs: ModelInputs, group: ChannelGroup) -> str | None:
@@ -184,7 +215,7 @@ def _by_autograd(check: Check) -> ChannelMap:
     quarantined = [(c.name, c.reason) for c in candidates if c.group is None]
     groups = [candidate.group for candidate in candidates if candidate.group is not None]
     faults = check.faults(groups)
-    quarantined += [(name, why) for name, why in faults.items() if why is not IS_OUTPUT]
+    quarantined += [(name, why) for name, why in faults.items() if why != IS_OUTPUT]
     sound = tuple(group for group in groups if group.name not in faults)
     return ChannelMap(sound, tuple(quarantined))
 

@@ -23,6 +23,7 @@ COUNTED = (  # whose integers `count_channels` sets
     nn.Embedding,
     nn.EmbeddingBag,
     nn.RNNBase,
+    nn.RNNCellBase,
 )
 
 
@@ -150,6 +151,9 @@ def count_channels(layer: nn.Module) -> None:
     elif isinstance(layer, nn.RNNBase):
         layer.hidden_size = _columns(layer, "weight_hh_l0")
         layer.input_size = _columns(layer, "weight_ih_l0")
+    elif isinstance(layer, nn.RNNCellBase):
+        layer.hidden_size = _columns(layer, "weight_hh")
+        layer.input_size = _columns(layer, "weight_ih")
 
 
 def _columns(layer: nn.Module, key: str) -> int:

@@ -183,7 +183,7 @@ def _check_equal(
 
 def _outputs(module: nn.Module, inputs: ModelInputs) -> list[object]:
     copied = inputs.map(torch.clone)  # which the module may write into
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(SEED)
         return pytree.tree_leaves((run(module, copied), copied.args, dict(copied.kwargs)))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressor.errors import SurgeryError
 from compressor.structure.program import BUFFERS, Program, check_program, run_program
 
-ATTRIBUTE = "program"
+ATTRIBUTE = "compressor_program"  # no name that a user's class has
 
 
 class Programmed(nn.Module):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, SurgeryError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.structure.groups import ChannelGroup
 from compressor.structure.labels.collect import Follower
 from compressor.structure.labels.flow import Flow
-from compressor.structure.labels.integers import PADS, counted, sized
+from compressor.structure.labels.integers import PADS, Position, counted, sized
 from compressor.structure.labels.operations import FACTORIES, operation
 from compressor.structure.labels.value import Value
+from compressor.structure.program import STEPS
 from compressor.structure.program_trace import Traced, trace_program
 from compressor.structure.programmed import ATTRIBUTE
 from compressor.structure.trace import watch
@@ -84,6 +85,8 @@ def trace_modules(
         names: of the modules.
         inputs: for one call.
     """
+    if not names:
+        return {}, {}
     small, large = (_calls(model, names, inputs.with_batch(size)) for size in (2, 3))
     traced: dict[str, Traced] = {}
     refused: dict[str, str] = {}
@@ -93,7 +96,7 @@ def trace_modules(
             if name not in small or name not in large:
                 raise ModelError(f"{name!r} is not called as a module.")
             traced[name] = trace_program(module, small[name], large[name])
-        except ModelError as error:
+        except (ModelError, SurgeryError) as error:
             refused[name] = str(error)
     return traced, refused
 
@@ -130,6 +133,32 @@ def find_followers(
             amount = found.sign / slot.scale
             followers.append(Follower(name, ATTRIBUTE, slot.path, found.labels, amount))
     return followers
+
+
+def freeze_fixed(flow: Flow, name: str, traced: Traced, nodes: Mapping[fx.Node, fx.Node]) -> None:
+    """Freeze the channels that an integer counts which the program has no place for.
+
+    Of a write into a slice, the graph has an operation that the code does not have.
+    """
+    why = f"the program of {name!r} would not follow them"
+    for inner, outer in nodes.items():
+        step = traced.step_of.get(inner)
+        if step is None or traced.program[STEPS][step][0] != "op":
+            continue
+        for position in _integers(inner):
+            if (inner, position) in traced.slots or (inner, position) in traced.following:
+                continue
+            found = counted(flow, outer, position)
+            if found is not None and len(found.labels):
+                flow.freeze(found.labels, why)
+
+
+def _integers(node: fx.Node) -> Iterator[Position]:
+    for place, argument in enumerate((*node.args, *node.kwargs.values())):
+        if isinstance(argument, int) and not isinstance(argument, bool):
+            yield (place,)
+        elif isinstance(argument, (list, tuple)):
+            yield from ((place, k) for k, item in enumerate(argument) if isinstance(item, int))
 
 
 def _arguments_of(node: fx.Node) -> tuple[Any, Any]:

@@ -36,6 +36,7 @@ def select_kept(
     scope: Scope = "layer",
     round_to: int = 1,
     least_fraction: float = 0.0,
+    is_floor: bool = False,
 ) -> Kept:
     """The channels that stay when the least important ones go.
 
@@ -51,7 +52,10 @@ def select_kept(
             channels are ranked together, so that the widths follow from the scores; "isomorphic":
             groups that run through layers of the same kinds are ranked together.
         round_to: kept widths are multiples of so many entries.
-        least_fraction: of each group, which stays however it ranks, unless `kept_fraction` is less.
+        least_fraction: of each group, which stays however it ranks, unless `kept_fraction` is less;
+            from 0 to below 1.
+        is_floor: whether `least_fraction` stays also where `kept_fraction` is less, or where the
+            nearest multiple of `round_to` is: for searches over `kept_fraction`.
 
     Raises:
         ConfigError: for another scope, or a number that is out of range.
@@ -59,11 +63,17 @@ def select_kept(
     check_scope(scope)
     check_round_to(round_to)
     check_fraction("kept_fraction", kept_fraction)
+    check_least_fraction(least_fraction)
+    if not is_floor:
+        least_fraction = min(least_fraction, kept_fraction)
     kept: Kept = {}
     for ranking in _rankings(model, groups, scope):
         for group, count in zip(ranking, _counts(ranking, scores, kept_fraction), strict=True):
-            least = ceil(min(least_fraction, kept_fraction) * group.size)
-            width = rounded_width(max(count, least), group.size, width_step(group, round_to))
+            least = ceil(least_fraction * group.size)
+            step = width_step(group, round_to)
+            width = rounded_width(max(count, least), group.size, step)
+            if is_floor and width < least:
+                width = min(width + step, group.size)
             best = scores[group.name].argsort(descending=True, stable=True)[:width]
             kept[group.name] = tuple(sorted(best.tolist()))
     return kept
@@ -101,24 +111,22 @@ def widen_kept(
         places |= _places(ranking, scores)
     widened = dict(kept)
     open_groups = {g.name: g for g in groups if len(kept[g.name]) < g.size}
+
+    def turn(group: ChannelGroup) -> tuple[float, float]:
+        full = width_step(group, round_to)
+        step = _next_step(scores[group.name], widened[group.name], full)
+        place = places[group.name][step[min(ceil(full / 2), len(step)) - 1]]  # it is rounded up
+        own = scores[group.name]
+        return float(place), -float(own[step].mean() / own.mean().clamp_min(SCORE_FLOOR))
+
     while open_groups:
-        steps = {
-            name: _next_step(scores[name], widened[name], width_step(group, round_to))
-            for name, group in open_groups.items()
-        }
-
-        def place_and_score(name: str, steps: Mapping[str, list[int]] = steps) -> tuple[float, ...]:
-            step = steps[name]
-            turn = step[len(step) // 2]  # with half a step, the width is rounded up
-            mean = scores[name].mean().clamp_min(SCORE_FLOOR)
-            return float(places[name][turn]), -float(scores[name][step].mean() / mean)
-
-        name = min(steps, key=place_and_score)
-        wider = {**widened, name: tuple(sorted([*widened[name], *steps[name]]))}
+        group = min(open_groups.values(), key=turn)
+        step = _next_step(scores[group.name], widened[group.name], width_step(group, round_to))
+        wider = {**widened, group.name: tuple(sorted([*widened[group.name], *step]))}
         if fits(wider):
             widened = wider
-        if len(widened[name]) == open_groups[name].size or widened is not wider:
-            del open_groups[name]
+        if widened is not wider or len(widened[group.name]) == group.size:
+            del open_groups[group.name]
     return widened
 
 
@@ -227,6 +235,18 @@ def check_fraction(name: str, value: float | None) -> None:
         raise ConfigError(f"{name}={value} is no fraction. Write 0.7 for 70 %.")
 
 
+def check_least_fraction(value: float) -> None:
+    """Do nothing if so much of every group can stay and something still go.
+
+    Raises:
+        ConfigError: unless it is from 0 to below 1.
+    """
+    if not 0 <= value < 1:
+        raise ConfigError(
+            f"least_fraction={value} is not from 0 to below 1. Write 0.1 for 10 % of every group."
+        )
+
+
 def check_round_to(round_to: int) -> None:
     """Do nothing if widths can be multiples of it.
 
@@ -257,9 +277,10 @@ def _rankings(
 
 
 def _places(ranking: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Where each channel stands in its ranking, from 0 for the best up to 1, by group."""
+    """The `kept_fraction` from which each channel stays, by group."""
     together = torch.cat([scores[group.name] for group in ranking])
-    place = together.argsort(descending=True, stable=True).argsort() / len(together)
+    place = together.argsort(descending=True, stable=True).argsort() + 0.5  # counts are rounded
+    place /= len(together)
     parts = torch.split(place, [group.size for group in ranking])
     return {group.name: part for group, part in zip(ranking, parts, strict=True)}
 

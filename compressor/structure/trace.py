@@ -46,6 +46,22 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def copy_for_analysis(model: nn.Module) -> nn.Module:
+    """A deep copy on the CPU in eval mode that keeps no cache of what it has seen.
+
+    Decoders of Hugging Face return their cache, a class that no graph can hold.
+
+    Raises:
+        ModelError: as `copy_model`.
+    """
+    copied = copy_model(model).cpu().eval()
+    for module in copied.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False  # type: ignore[union-attr]
+    return copied
+
+
 def copy_skeleton(model: nn.Module) -> nn.Module:
     """A copy of `model`'s modules that shares all tensors with it, also those in plain attributes.
 

@@ -230,3 +230,23 @@ def test_known_models_are_pruned_in_all_their_groups(
     found = find_groups(model, inputs)
     assert (len(found.groups), found.quarantined) == (groups, ())
     assert_prunes_exactly(model, inputs, found)
+
+
+@pytest.mark.slow
+def test_a_decoder_that_returns_its_cache_is_read_without_it() -> None:
+    """`torch.export` knows no DynamicCache, and autograd's graph of it had no end."""
+    import transformers
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    found = find_groups(model, ModelInputs((), {"input_ids": torch.arange(24).reshape(2, 12)}))
+    heads, features = found.groups
+    assert (heads.size, features.size) == (2, 64)
+    assert model.config.use_cache

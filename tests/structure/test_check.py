@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from compressor.errors import ModelError
 from compressor.structure.channels import find_groups, verify_group
-from compressor.structure.check import DOUBLE, IS_OUTPUT, SINGLE, Check, make_probe
+from compressor.structure.check import DOUBLE, IS_OUTPUT, SINGLE, Check, _kept, make_probe
 from compressor.structure.groups import ChannelGroup, Member
 from compressor.testing.models import TinyMLP, TinyResNet
 from tests.structure.labels.nets import Net, named, rows
@@ -169,18 +169,62 @@ def test_a_cast_on_the_way_hides_no_error() -> None:
     assert torch.equal(check.dense[0], exact)
 
 
-def test_a_model_that_returns_float32_is_compared_as_coarsely() -> None:
-    model = Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Linear(4, 6), b=Rounding(6, 2))
+class Single(nn.Linear):
+    """As a kernel of one's own that knows float32 alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only")
+        return super().forward(x)
+
+
+def test_a_model_that_runs_in_float32_alone_is_compared_as_coarsely() -> None:
+    model = Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Linear(4, 6), b=Single(6, 2))
     assert Check(model, rows(2, 4)).precision is SINGLE
     assert named(find_groups(model, rows(2, 4)), "a").size == 6
 
 
-class Rounding(nn.Linear):
-    """Gives float32, by numbers that torch does not see."""
+def test_what_code_makes_in_float32_is_no_obstacle() -> None:
+    def call(net: Net, x: Tensor) -> Tensor:
+        steps = torch.arange(4) / 4 + torch.zeros(2, 4)
+        return net.b(F.relu(net.a(x + steps)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(x)
-        return torch.zeros_like(out, dtype=torch.float32).copy_(out)
+    model = Net(call, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    assert Check(model, rows(2, 4)).precision is DOUBLE
+    assert named(find_groups(model, rows(2, 4)), "a").size == 6
+
+
+def test_each_channel_is_removed_in_one_of_the_two_cuts() -> None:
+    """Two unrelated subsets left a fifth of the channels in both, and their errors unseen."""
+    for size in (2, 3, 9, 64):
+        for first in (0, 1):
+            one, other = (_kept(size, first, part) for part in (0, 1))
+            assert one
+            assert other
+            assert sorted((*one, *other)) == list(range(size))
+
+
+def test_a_unit_that_is_never_on_proves_nothing_beside_others() -> None:
+    def call(net: Net, x: Tensor) -> Tensor:
+        dead = F.relu(net.a(x) / net.a(x).shape[1] - 100)
+        return net.b(F.relu(net.c(x))) + net.d(dead)
+
+    layers = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 2), "c": nn.Linear(4, 6)}
+    model = Net(call, **layers, d=nn.Linear(6, 2))
+    found = find_groups(model, rows(2, 4))
+    assert [group.name for group in found.groups] == ["c"]
+    assert "proves nothing" in dict(found.quarantined)["a"]
+
+
+def test_what_differs_in_training_alone_is_seen() -> None:
+    def call(net: Net, x: Tensor) -> Tensor:
+        hidden = F.relu(net.a(x))
+        return net.b(hidden / hidden.shape[1] if net.training else hidden)
+
+    model = Net(call, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    [(name, reason)] = find_groups(model, rows(2, 4)).quarantined
+    assert name == "a"
+    assert "in training mode," in reason
 
 
 def test_a_model_that_does_not_run_is_an_error() -> None:

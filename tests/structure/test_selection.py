@@ -12,6 +12,8 @@ from torch import nn
 from compressor.errors import ConfigError
 from compressor.structure.groups import ChannelGroup, Count, Member
 from compressor.structure.selection import (
+    Kept,
+    Scope,
     cut_to,
     kind_of,
     largest_fraction,
@@ -59,6 +61,35 @@ def test_a_group_keeps_its_least_fraction_however_it_ranks() -> None:
     assert {name: len(channels) for name, channels in kept.items()} == {"a": 4, "b": 2, "c": 2}
 
 
+def test_a_floor_holds_below_the_fraction_and_against_rounding() -> None:
+    group = linear_group("a", 20)
+    scores = {"a": torch.arange(20.0)}
+
+    def width(kept_fraction: float, least: float, *, is_floor: bool, round_to: int = 1) -> int:
+        kept = select_kept(
+            MODEL,
+            [group],
+            scores,
+            kept_fraction,
+            round_to=round_to,
+            least_fraction=least,
+            is_floor=is_floor,
+        )
+        return len(kept["a"])
+
+    assert width(0.1, 0.5, is_floor=False) == 2  # what was asked for goes before the default
+    assert width(0.1, 0.5, is_floor=True) == 10
+    assert width(0.7, 0.5, is_floor=True) == 14
+    assert width(0.1, 0.5, is_floor=True, round_to=8) == 16  # the nearest, 8, is less than 10
+    assert width(0.1, 0.85, is_floor=True, round_to=8) == 20  # 24 are not there
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_least_fraction_out_of_range_is_refused(least: float) -> None:
+    with pytest.raises(ConfigError, match=f"least_fraction={least}"):
+        select_kept(MODEL, GROUPS, SCORES, 0.5, least_fraction=least)
+
+
 def test_what_fits_is_given_back_best_first_and_no_more() -> None:
     none: dict[str, tuple[int, ...]] = {"a": (0,), "b": (3,), "c": (2,)}
     asked: list[int] = []
@@ -72,13 +103,36 @@ def test_what_fits_is_given_back_best_first_and_no_more() -> None:
     assert asked == [4, 5, 6, 7, 7]  # a is full; one more of b, then one of c, would be too much
 
 
-def test_groups_of_different_rankings_are_compared_by_their_relative_scores() -> None:
+def test_of_groups_that_change_at_once_the_relatively_better_step_is_first() -> None:
     none: dict[str, tuple[int, ...]] = {"a": (0,), "b": (3,), "c": (2,)}
     kept = widen_kept(
         MODEL, GROUPS, SCORES, none, lambda kept: sum(map(len, kept.values())) <= 5, scope="layer"
     )
     # of the means 7.5, 2.5 and 0.25: 8 is 1.07, 3 is 1.2, and 0.3 is 1.2 too, after b
     assert kept == {"a": (0,), "b": (2, 3), "c": (2, 3)}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "isomorphic"])
+@pytest.mark.parametrize("round_to", [1, 3, 8])
+def test_widening_passes_through_every_wider_selection(scope: Scope, round_to: int) -> None:
+    groups = [linear_group("a", 20), linear_group("b", 32), linear_group("c", 16)]
+    random = torch.Generator().manual_seed(0)
+    scores = {group.name: torch.rand(group.size, generator=random) for group in groups}
+
+    def select(kept_fraction: float) -> Kept:
+        return select_kept(MODEL, groups, scores, kept_fraction, scope=scope, round_to=round_to)
+
+    seen: list[Mapping[str, Sequence[int]]] = []
+
+    def fits(kept: Mapping[str, Sequence[int]]) -> bool:
+        seen.append(kept)
+        return True
+
+    first = select(0.5)
+    last = widen_kept(MODEL, groups, scores, first, fits, scope=scope, round_to=round_to)
+    assert last == select(1.0)
+    for fraction in range(501, 1000):
+        assert select(fraction / 1000) in [first, *seen]
 
 
 @pytest.mark.parametrize("allowed", range(3, 13))

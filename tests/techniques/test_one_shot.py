@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -104,6 +105,144 @@ def test_widths_are_rounded_and_ignored_layers_keep_theirs() -> None:
     assert min(widths) < 32
 
 
+def make_chain(*widths: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for taken, made in itertools.pairwise(widths):
+        layers += [nn.Linear(taken, made), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_every_group_keeps_its_least_fraction_whatever_the_work_left(scope: Any) -> None:
+    model = make_chain(8, 20, 20, 4)
+    with torch.no_grad():
+        model[2].weight.mul_(1e-3)  # ranked last: without a floor all of it would go first
+    x = torch.randn(2, 8)
+    found = prune(model, x, macs_fraction=0.45, scope=scope, least_fraction=0.5)
+    assert all(len(kept) >= 10 for kept in found.kept.values())
+    least = (8 * 10 + 10 * 10 + 10 * 4) / (8 * 20 + 20 * 20 + 20 * 4)
+    with pytest.raises(ConfigError, match=f"cannot be reached.*least_fraction=0.5.* {least:.3f} "):
+        prune(model, x, macs_fraction=0.3, scope=scope, least_fraction=0.5)
+
+
+@pytest.mark.slow
+def test_layers_are_ignored_by_name_by_themselves_and_by_every_name() -> None:
+    model = make_chain(4, 8, 8, 8, 2)
+    x = torch.randn(2, 4)
+    by_name = prune(model, x, kept_fraction=0.5, ignored=["0"])
+    by_module = prune(model, x, kept_fraction=0.5, ignored=[model[0]])
+    assert by_name.kept == by_module.kept
+    assert by_name.model[0].out_features == 8
+    assert by_name.model[4].out_features == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2", "4"])
+def test_a_layer_with_two_names_is_ignored_by_either(name: str) -> None:
+    net = make_chain(4, 8, 8, 6, 2)
+    tied = nn.Sequential(*net[:4], net[2], nn.Tanh(), *net[4:])  # "2" reads what it makes
+    x = torch.randn(2, 4)
+    assert prune(tied, x, kept_fraction=0.5).model[2].out_features == 4
+    found = prune(tied, x, kept_fraction=0.5, ignored=[name]).model
+    assert (found[2].out_features, found[6].out_features) == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "message"),
+    [
+        ("0", "`ignored` is '0', not a list"),
+        (nn.Linear(4, 8), "`ignored` is a Linear, not a list"),
+        (
+            ["layer1.0.conv_1"],
+            r"no module 'layer1\.0\.conv_1' to ignore\. Did you mean 'layer1\.0\.conv1'",
+        ),
+        ([nn.Linear(4, 8)], "has a Linear that is no module of the model"),
+        ([3], "has a int that is no module of the model"),
+    ],
+)
+def test_what_cannot_be_ignored_is_refused(ignored: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prune(make_model(), X, kept_fraction=0.5, ignored=ignored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("importance", ["taylor", "hessian"])
+def test_a_backward_without_gradients_for_the_model_is_refused(importance: str) -> None:
+    model = make_chain(4, 8, 2)
+    x = torch.randn(2, 4)
+    for wrong in (lambda _: None, lambda _: model(x).sum().backward()):
+        with pytest.raises(ConfigError, match=f"importance='{importance}' needs them"):
+            prune(model, x, kept_fraction=0.5, importance=importance, backward=wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("importance", ["l2", "activation", "taylor"])
+def test_inference_mode_changes_nothing(importance: str) -> None:
+    model = make_chain(4, 8, 2)
+    x = torch.randn(2, 4)
+
+    def backward(model: nn.Module) -> None:
+        model(x).logsumexp(1).sum().backward()
+
+    def call(inputs: torch.Tensor) -> Any:
+        return prune(model, inputs, macs_fraction=0.5, importance=importance, backward=backward)
+
+    expected = call(x)
+    with torch.inference_mode():
+        found = call(x.clone())  # made in it, as images from a loader are
+    assert found.kept == expected.kept
+    assert found.macs_fraction == expected.macs_fraction
+    found.model(x).sum().backward()  # its tensors are ordinary ones
+
+
+class Table(nn.Module):
+    """Looks up and adds: channels, and nothing that multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 8)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.words(tokens).tanh().sum(-1)
+
+
+@pytest.mark.slow
+def test_a_model_without_multiplications_is_pruned_by_channels_alone() -> None:
+    tokens = torch.arange(6).reshape(2, 3)
+    found = prune(Table(), tokens, kept_fraction=0.5)
+    assert found.model.words.embedding_dim == 4
+    assert (found.macs_fraction, found.params_fraction) == (1.0, 0.5)
+    with pytest.raises(ModelError, match="Give kept_fraction"):
+        prune(Table(), tokens, macs_fraction=0.5)
+
+
+@pytest.mark.slow
+def test_widths_that_allow_no_cut_are_an_error() -> None:
+    model = make_chain(4, 16, 12, 2)
+    x = torch.randn(2, 4)
+    with pytest.raises(ConfigError, match=r"widest group, '0'.* 16 channels.* multiples of 16 "):
+        prune(model, x, kept_fraction=0.5, round_to=16)
+    assert prune(model, x, kept_fraction=1.0, round_to=16).macs_fraction == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_torchscript_is_refused_with_the_way_out() -> None:
+    net = make_chain(4, 8, 2)
+    traced = torch.jit.trace(net, torch.randn(2, 4))
+    for model, where in ((traced, "The model"), (nn.Sequential(net, traced), "Its module '1'")):
+        with pytest.raises(ModelError, match=f"{where} is TorchScript.* Give the module itself"):
+            prune(model, torch.randn(2, 4), kept_fraction=0.5)
+
+
+def test_a_lazy_layer_that_has_not_run_is_refused_with_the_way_out() -> None:
+    net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ModelError, match=r"'0' is a LazyLinear without sizes.* Run the model once"):
+        prune(net, torch.randn(2, 4), kept_fraction=0.5)
+
+
 @pytest.mark.slow
 def test_a_fraction_that_cannot_be_reached_says_how_far_it_goes() -> None:
     with pytest.raises(ConfigError, match=r"macs_fraction=0\.01 cannot be reached.* 0\.\d+ are"):
@@ -112,8 +251,11 @@ def test_a_fraction_that_cannot_be_reached_says_how_far_it_goes() -> None:
 
 @pytest.mark.slow
 def test_a_model_without_channels_to_remove_is_an_error() -> None:
-    with pytest.raises(ModelError, match="no channels that can be removed"):
-        prune(nn.Linear(4, 2), torch.randn(2, 4), kept_fraction=0.5)
+    for model in (nn.Linear(4, 2), make_chain(4, 1, 2)):
+        with pytest.raises(ModelError, match="no channels that can be removed") as caught:
+            prune(model, torch.randn(2, 4), kept_fraction=0.5)
+        assert ".." not in str(caught.value)
+        assert ".;" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +266,12 @@ def test_a_model_without_channels_to_remove_is_an_error() -> None:
         ({"kept_fraction": 1.5}, r"kept_fraction=1\.5"),
         ({"macs_fraction": 0.0}, r"macs_fraction=0\.0"),
         ({"kept_fraction": 0.5, "importance": "l3"}, "importance='l3' is unknown"),
+        ({"kept_fraction": 0.5, "importance": "L2"}, "importance='L2' .* Did you mean 'l2'"),
         ({"kept_fraction": 0.5, "importance": "taylor"}, "Give `backward`"),
         ({"kept_fraction": 0.5, "scope": "locl"}, "no scope 'locl'"),
         ({"kept_fraction": 0.5, "round_to": 0}, "round_to=0"),
+        ({"kept_fraction": 0.5, "least_fraction": 1.0}, r"least_fraction=1\.0"),
+        ({"macs_fraction": 0.5, "least_fraction": -0.1}, r"least_fraction=-0\.1"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: Any, message: str) -> None:

@@ -61,7 +61,10 @@ def collect_groups(
     groups = []
     for roots in kinds.values():
         members = _members(flow, [classes[root] for root in roots], order)
-        if len(members) < 2 or not any(m.side == "out" and m.tensor in parameters for m in members):
+        trained = {m.tensor for m in members if m.tensor in parameters}
+        is_made = any(m.side == "out" and m.tensor in trained for m in members)
+        is_used = any(name in flow.used for name in trained)
+        if not is_used or not (is_made or len(trained) == 1):
             continue  # a tensor that nothing uses, a table that is computed with
         own = tuple(
             Count(f.module, f.attribute, amounts, f.path)

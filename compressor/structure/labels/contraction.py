@@ -132,7 +132,7 @@ def deformable(
     """A convolution whose taps are moved by `offset`: (N, in, H, W) -> (N, out, H', W')."""
     del settings
     flow.freeze_all(node, [offset, mask], f"{flow.where(node)} reads them by their numbers")
-    read = _plain(flow, node, value, 1)
+    read = plain(flow, node, value, 1)
     for dim in range(2, len(weight.shape)):
         for factor in weight.on(dim):
             flow.freeze(factor, TAPS)
@@ -235,8 +235,8 @@ def _matmul(flow: Flow, node: fx.Node, first: Value, second: Value, shape: Seque
         )
         has_batch = any(n > 1 for n in wide.shape[:-2])
         operands.append(_heads_first(flow, node, wide, batch) if has_batch else wide)
-    read = _plain(flow, node, operands[0], dims - 1)
-    flow.contract(node, read, _plain(flow, node, operands[1], dims - 2))
+    read = plain(flow, node, operands[0], dims - 1)
+    flow.contract(node, read, plain(flow, node, operands[1], dims - 2))
     rows = [f for f in operands[0].factors if f.shape[-1] == 1]
     columns = [f for f in operands[1].factors if f.shape[-2] == 1]
     heads = flow.merge(
@@ -263,7 +263,7 @@ def _fitted(factor: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
-def _plain(flow: Flow, node: fx.Node, value: Value, dim: int) -> list[Tensor]:
+def plain(flow: Flow, node: fx.Node, value: Value, dim: int) -> list[Tensor]:
     """(n,) labels along `dim`, those over several dimensions united along the others."""
     vectors = []
     for factor in value.on(dim):
@@ -276,11 +276,11 @@ def _plain(flow: Flow, node: fx.Node, value: Value, dim: int) -> list[Tensor]:
 
 def _take(flow: Flow, node: fx.Node, value: Value, dim: int) -> tuple[list[Tensor], list[Tensor]]:
     """The labels that are summed over along `dim`, and the factors that pass."""
-    return _plain(flow, node, value, dim), value.off(dim)
+    return plain(flow, node, value, dim), value.off(dim)
 
 
 def _vectors(flow: Flow, node: fx.Node, weight: Value, dim: int) -> list[Tensor]:
-    return _plain(flow, node, weight, dim)
+    return plain(flow, node, weight, dim)
 
 
 def _with_outputs(

@@ -32,6 +32,7 @@ from compressor.structure.labels.sets import FIXED, LabelSets
 from compressor.structure.labels.value import Value, aligned, support, vector
 
 OUTPUTS = "they are the model's outputs"
+UNPARAMETRIZE = "remove it with torch.nn.utils.parametrize.remove_parametrizations before pruning"
 TAPS = "they are taps of a kernel"
 ROWS = "they are rows of an embedding, picked by number"
 MOST_CONSTANT_ENTRIES = 1 << 22  # of a constant that is computed to know its value
@@ -46,6 +47,7 @@ class Flow:
             labels of each dimension: (n,) each; None for dimensions of size 1.
         read: labels of weights' dimensions that are summed over.
         values: of every node.
+        used: names of the tensors that some operation takes.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Flow:
         self.tensors: dict[str, tuple[Tensor | None, ...]] = {}
         self.read: set[int] = set()
         self.values: dict[fx.Node, Any] = {}
+        self.used: set[str] = set()
         self._rewritten = frozenset(rewritten)
         self._splits: list[Tensor] = []
         self._part_of: dict[fx.Node, str] = {}
@@ -86,9 +89,11 @@ class Flow:
         return node in self._rewritten
 
     def where(self, node: fx.Node) -> str:
-        """The operation and its module, for a reason."""
-        path = self.path(node)[-1]
-        return f"{operation(node)} in {path!r}" if path else operation(node)
+        """The operation and its module, for a reason; of a parametrization also the way out."""
+        path, name = self.path(node)[-1], operation(node)
+        if ".parametrizations." in path and "_weight_norm" not in name:  # which has a rule
+            return f"{name} in {path!r} ({UNPARAMETRIZE})"
+        return f"{name} in {path!r}" if path else name
 
     def path(self, node: fx.Node) -> list[str]:
         """Names of the modules that an operation is in, the innermost last."""
@@ -240,6 +245,8 @@ class Flow:
                 if example.dtype.is_floating_point:
                     name = f"{part}.{spec.target}" if part else str(spec.target)
                     value = self._tensor(name, shape)
+                    if node.users:
+                        self.used.add(name)
                 else:
                     tensors = {**program.state_dict, **program.constants}
                     value.constant = tensors[str(spec.target)].detach().cpu()

@@ -89,8 +89,11 @@ def weight_norm(flow: Flow, node: fx.Node, direction: Value, scale: Value, dim: 
 
 
 def _scaled(flow: Flow, node: fx.Node, value: Value, weights: Sequence[Value], dim: int) -> Value:
-    """Elementwise with (C,) vectors along `dim`."""
+    """Elementwise with (C,) vectors along `dim`; a channel of several entries is one channel."""
     dims = len(value.shape)
+    inner = range(dim + 1, dims)  # such as those of `view(N, C, H, W)`: they share a scale
+    whole = [flow.collapse(f, inner, node) if f.shape[dim] > 1 else f for f in value.factors]
+    value = Value(value.shape, [f for f in whole if f is not None])
     laid = []
     for weight in weights:
         size = [n if d == dim else 1 for d, n in enumerate(value.shape)]

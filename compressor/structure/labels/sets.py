@@ -18,8 +18,10 @@ class LabelSets:
 
     def __init__(self) -> None:
         self._parent = np.zeros(1, dtype=np.int64)
+        self._smallest = np.zeros(1, dtype=np.int64)  # of the set, by its root
+        self._size = np.ones(1, dtype=np.int64)  # of the set, by its root
         self._count = 1
-        self._reasons: dict[int, str] = {}
+        self._reasons: dict[int, str] = {}  # of frozen sets, by their roots
 
     def __len__(self) -> int:
         """One more than the largest label."""
@@ -31,11 +33,13 @@ class LabelSets:
         while self._count > len(self._parent):
             more = np.arange(len(self._parent), 2 * len(self._parent) + count, dtype=np.int64)
             self._parent = np.concatenate([self._parent, more])
+            self._smallest = np.concatenate([self._smallest, more])
+            self._size = np.concatenate([self._size, np.ones_like(more)])
         return torch.arange(start, self._count)
 
     def find(self, labels: Tensor) -> Tensor:
         """The name of each label's set, in the same shape: its smallest label."""
-        return torch.from_numpy(self._roots(labels.numpy()))
+        return torch.from_numpy(self._smallest[self._roots(labels.numpy())])
 
     def unite(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Put labels at the same place into one set; the arrays are broadcast.
@@ -79,8 +83,10 @@ class LabelSets:
         while True:
             higher = self._parent[above]
             if np.array_equal(higher, above):
-                return above
+                break
             above = higher
+        self._parent[labels] = above  # the next way is short
+        return above
 
     def _root(self, label: int) -> int:
         parent = self._parent
@@ -92,13 +98,19 @@ class LabelSets:
         return root
 
     def _join(self, a: int, b: int, reason: str) -> None:
-        low, high = sorted((self._root(a), self._root(b)))
-        if low == high:
+        a, b = self._root(a), self._root(b)
+        if a == b:
             return
-        if low == FIXED:  # the sets stay apart, so that each keeps its reason
-            self._reasons.setdefault(high, reason)
+        if FIXED in (a, b):  # the sets stay apart, so that each keeps its reason
+            self._reasons.setdefault(max(a, b), reason)
             return
-        self._parent[high] = low
-        why = self._reasons.pop(high, None)
+        first, second = sorted((a, b), key=lambda root: int(self._smallest[root]))
+        why = self._reasons.pop(second, None)
+        why = self._reasons.pop(first, why)
+        # The smaller set goes below the larger: no way to a root is long, in whatever order.
+        root, below = (a, b) if self._size[a] >= self._size[b] else (b, a)
+        self._parent[below] = root
+        self._size[root] += self._size[below]
+        self._smallest[root] = self._smallest[first]
         if why is not None:
-            self._reasons.setdefault(low, why)
+            self._reasons[root] = why

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from compressor.interfaces.inputs import ModelInputs
 from compressor.structure.channels import find_groups
@@ -150,3 +153,57 @@ def test_a_hidden_state_that_is_given_stops_the_units() -> None:
     inputs = ModelInputs((torch.randn(3, 2, 4), torch.randn(1, 2, 6)))
     found = find_groups(model, inputs)
     assert "is given its first state" in reason(found, "r")
+
+
+def test_a_state_that_is_given_stops_the_units_of_a_cell() -> None:
+    model = Net(lambda m, x, h: m.b(m.r(x, h)), r=nn.GRUCell(4, 6), b=nn.Linear(6, 2))
+    inputs = ModelInputs((torch.randn(2, 4), torch.randn(2, 6)))
+    found = find_groups(model, inputs)
+    assert found.groups == ()
+    assert "is given its first state" in reason(found, "r")
+
+
+def test_a_first_state_that_is_a_fixed_tensor_stops_the_units() -> None:
+    model = Net(lambda m, x: m.b(m.r(x, m.state)), r=nn.RNNCell(4, 6), b=nn.Linear(6, 2))
+    model.state = torch.rand(2, 6)  # type: ignore[assignment]
+    found = find_groups(model, rows(2, 4))
+    assert (found.groups, found.quarantined) == ((), ())
+    assert "is given its first state" in reason(found, "r")
+
+
+def test_an_image_of_a_vector_keeps_the_places_that_a_convolution_mixes() -> None:
+    """A kernel that is laid over the only label of a place: nothing can go, and it is said why."""
+
+    def call(m: Any, x: Tensor) -> Tensor:
+        out: Tensor = m.c(m.a(x).view(-1, 1, 4, 4))
+        return out
+
+    model = Net(call, a=nn.Linear(6, 16), c=nn.Conv2d(1, 2, 3))
+    found = find_groups(model, rows(2, 6))
+    assert found.groups == ()
+    assert reason(found, "a") == "aten.conv2d in 'c' mixes neighbours"
+
+
+@pytest.mark.parametrize("parametrize", [spectral_norm, orthogonal])
+def test_a_parametrized_weight_that_freezes_says_how_to_go_on(
+    parametrize: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = Net(lambda m, x: m.b(F.relu(m.a(x))), **linears(4, 6, 2))
+    parametrize(model.a)  # type: ignore[arg-type]
+    inputs = rows(2, 4)
+    found = find_groups(model, inputs)
+    whys = [why for why, layers in found.frozen if "a.parametrizations.weight" in layers]
+    assert whys
+    way_out = "torch.nn.utils.parametrize.remove_parametrizations before pruning"
+    assert all(way_out in why for why in whys)
+    remove_parametrizations(model.a, "weight")  # type: ignore[arg-type]  # and that helps
+    found = find_groups(model, inputs)
+    assert sizes(found) == {"a": 6}
+    assert_prunes_exactly(model, inputs, found)
+
+
+def test_a_weight_norm_is_not_blamed_for_what_others_freeze() -> None:
+    model = Net(lambda m, x: m.a(x) + x, a=weight_norm(nn.Linear(4, 4)))
+    found = find_groups(model, rows(2, 4))
+    assert found.groups == ()
+    assert not any("remove_parametrizations" in why for why, _ in found.frozen)

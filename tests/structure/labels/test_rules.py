@@ -35,6 +35,24 @@ def sequence(call: Call, expected: dict[str, int], width: int = 8, **parts: nn.M
     return (lambda m, x: m.b(call(m, m.a(x))), layers, (2, 5, 6), expected)
 
 
+def generator(call: Call, conv: nn.Module) -> Case:
+    """A vector of 6 numbers to (2, 8, 4, 4), then `call` with the convolution `c`."""
+    layers = {"a": nn.Linear(6, 8 * 16), "n": nn.BatchNorm2d(8), "c": conv, "b": nn.Conv2d(5, 2, 1)}
+    return (
+        lambda m, x: m.b(call(m, m.a(x).view(-1, 8, 4, 4))),
+        layers,
+        (2, 6),
+        {"a": 8, "c": 5},
+    )
+
+
+def _steps(cell: Any, x: Tensor, state: Any = None) -> Any:
+    """The state of a cell after all steps of (N, L, C)."""
+    for k in range(x.shape[1]):
+        state = cell(x[:, k], state)
+    return state
+
+
 def _shuffle(_: Any, x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
@@ -130,6 +148,46 @@ CASES: dict[str, Case] = {
     "gru_both_ways": sequence(
         lambda m, x: m.r(x)[0], {"a": 8, "r": 4}, 8, r=nn.GRU(8, 4, bidirectional=True)
     ),
+    "gru_cell": sequence(lambda m, x: _steps(m.r, x), {"a": 8, "r": 4}, 4, r=nn.GRUCell(8, 4)),
+    "lstm_cell": sequence(lambda m, x: _steps(m.r, x)[0], {"a": 8, "r": 4}, 4, r=nn.LSTMCell(8, 4)),
+    "rnn_cell": sequence(lambda m, x: _steps(m.r, x), {"a": 8, "r": 4}, 4, r=nn.RNNCell(8, 4)),
+    "relu_cell": sequence(
+        lambda m, x: _steps(m.r, x),
+        {"a": 8, "r": 4},
+        4,
+        r=nn.RNNCell(8, 4, bias=False, nonlinearity="relu"),
+    ),
+    # the second cell starts with the last state of the first: one kind of units
+    "cells_in_a_chain": sequence(
+        lambda m, x: _steps(m.s, x, _steps(m.r, x)),
+        {"a": 8, "r": 4},
+        4,
+        r=nn.GRUCell(8, 4),
+        s=nn.GRUCell(8, 4),
+    ),
+    # the first state is a parameter, the same for all samples
+    "state_of_a_cell": sequence(
+        lambda m, x: _steps(m.r, x, m.c.weight.expand(len(x), -1)),
+        {"a": 8, "r": 4},
+        4,
+        r=nn.GRUCell(8, 4),
+        c=nn.Linear(4, 1, bias=False),
+    ),
+    # and here one for each of 5, that all stay
+    "state_of_a_layer": sequence(
+        lambda m, x: m.r(x, m.c.weight[None])[0],
+        {"a": 8, "r": 4},
+        4,
+        r=nn.GRU(8, 4),
+        c=nn.Linear(4, 5, bias=False),
+    ),
+    # 8 images of 4 x 4 from one vector, as in a generator: an image is a channel
+    "image_of_a_vector": generator(lambda m, x: m.c(F.relu(x)), nn.ConvTranspose2d(8, 5, 3)),
+    "normalised_image": generator(lambda m, x: m.c(m.n(x)), nn.ConvTranspose2d(8, 5, 3)),
+    "image_to_conv": generator(lambda m, x: m.c(F.relu(x)), nn.Conv2d(8, 5, 3)),
+    "normalised_image_to_conv": generator(lambda m, x: m.c(m.n(x)), nn.Conv2d(8, 5, 3)),
+    "image_to_1x1": generator(lambda m, x: m.c(F.relu(x)), nn.Conv2d(8, 5, 1)),
+    "normalised_image_to_1x1": generator(lambda m, x: m.c(m.n(x)), nn.Conv2d(8, 5, 1)),
     # attention loses whole heads: three of q, k and v; two of k and v, each read by two of q
     "attention": sequence(_heads, {"a": 8, "q": 3}, 12, **QKV),
     "grouped_attention": sequence(_shared_heads, {"a": 8, "q": 2}, 16, **GQA),
