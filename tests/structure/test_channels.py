@@ -236,6 +236,7 @@ def test_known_models_are_pruned_in_all_their_groups(
 def test_a_decoder_that_returns_its_cache_is_read_without_it() -> None:
     """`torch.export` knows no DynamicCache, and autograd's graph of it had no end."""
     import transformers
+
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=50,

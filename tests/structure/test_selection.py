@@ -113,7 +113,7 @@ def test_of_groups_that_change_at_once_the_relatively_better_step_is_first() -> 
 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "isomorphic"])
-@pytest.mark.parametrize("round_to", [1, 3, 8])
+@pytest.mark.parametrize("round_to", [1, 2, 3, 8])
 def test_widening_passes_through_every_wider_selection(scope: Scope, round_to: int) -> None:
     groups = [linear_group("a", 20), linear_group("b", 32), linear_group("c", 16)]
     random = torch.Generator().manual_seed(0)

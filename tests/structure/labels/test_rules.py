@@ -168,7 +168,7 @@ CASES: dict[str, Case] = {
     # the first state is a parameter, the same for all samples
     "state_of_a_cell": sequence(
         lambda m, x: _steps(m.r, x, m.c.weight.expand(len(x), -1)),
-        {"a": 8, "r": 4},
+        {"a": 8, "c": 4},
         4,
         r=nn.GRUCell(8, 4),
         c=nn.Linear(4, 1, bias=False),
@@ -176,7 +176,7 @@ CASES: dict[str, Case] = {
     # and here one for each of 5, that all stay
     "state_of_a_layer": sequence(
         lambda m, x: m.r(x, m.c.weight[None])[0],
-        {"a": 8, "r": 4},
+        {"a": 8, "c": 4},
         4,
         r=nn.GRU(8, 4),
         c=nn.Linear(4, 5, bias=False),
