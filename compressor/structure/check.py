@@ -161,9 +161,10 @@ class Check:
             wanted = {name: tensors[name] for name in used if tensors[name].requires_grad}
             if not wanted:
                 return set()
-            with torch.enable_grad(), eval_mode(self.probe), _KeepsDouble():
+            with torch.enable_grad(), eval_mode(self.probe):
                 try:
-                    outputs = output_tensors(self.inputs.call(self.probe))
+                    with _KeepsDouble():
+                        outputs = output_tensors(self.inputs.call(self.probe))
                     total = sum(
                         (out * torch.rand(out.shape, generator=generator)).sum()
                         for out in outputs

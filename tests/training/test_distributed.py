@@ -31,8 +31,11 @@ pytestmark = pytest.mark.slow
 
 
 def run_ranks(work: Callable[[int, Path], Any], folder: Path) -> list[Any]:
-    """What `work(rank, folder)` returns in each of two processes."""
-    start_processes(_run_rank, (work, folder), nprocs=2, start_method="fork")
+    """What `work(rank, folder)` returns in each of two processes.
+
+    They are new ones: autograd refuses to run in a fork of a process that has exported and trained.
+    """
+    start_processes(_run_rank, (work, folder), nprocs=2, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -42,6 +45,7 @@ def _run_rank(rank: int, work: Callable[[int, Path], Any], folder: Path) -> None
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(work(rank, folder), folder / f"{rank}.pt")
     dist.destroy_process_group()
+    os._exit(0)  # not through the destructors: a thread of autograd that still runs would abort
 
 
 def make_plain_model(seed: int = 0) -> nn.Module:
