@@ -83,7 +83,7 @@ def demo_config(run_dir: Path, *, seed: int, device: Device, is_quick: bool) -> 
         },
         "full_trainer": {"optimizer": sgd, "epochs": 6 if is_quick else 20},
         "fine_tuner": {"loop_params": {"optimizer": sgd, "epochs": 1 if is_quick else 3}},
-        "budget": {"minutes": 0.75 if is_quick else 2.5},
+        "budget": {"minutes": 1.0 if is_quick else 2.5},
         "run_dir": str(run_dir),
         "seed": seed,
     }
