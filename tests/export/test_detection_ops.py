@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import ops
+from torchvision.models import detection
 
 from compressor.errors import ExportError
 from compressor.export.detection_ops import (
@@ -22,9 +24,6 @@ from compressor.export.onnx import export_onnx
 from compressor.export.verify import parity
 from compressor.interfaces.inputs import ModelInputs
 from compressor.targets.onnxruntime_model import OnnxRuntimeModel
-
-detection = pytest.importorskip("torchvision.models.detection")
-ops = pytest.importorskip("torchvision.ops")
 
 
 def generator(seed: int) -> torch.Generator:

@@ -97,7 +97,8 @@ class Frozen(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        ops = pytest.importorskip("torchvision.ops")
+        from torchvision import ops
+
         self.conv, self.bn = nn.Conv2d(1, 16, 3, padding=1), ops.FrozenBatchNorm2d(16)
         self.last = nn.Conv2d(16, 8, 3)
         self.bn.running_var.fill_(2)

@@ -98,7 +98,8 @@ def known_transformer(family: str) -> tuple[nn.Module, ModelInputs, list[str]]:
         names = parts("features.1.0", "features.1.1", inner=("attn", "mlp"))
         return swin.eval(), ModelInputs((image,)), names
     if family == "timm":
-        timm = pytest.importorskip("timm")
+        import timm
+
         model = timm.create_model(
             "swin_tiny_patch4_window7_224",
             img_size=32,
@@ -109,7 +110,8 @@ def known_transformer(family: str) -> tuple[nn.Module, ModelInputs, list[str]]:
         )
         names = parts("layers.0.blocks.0", "layers.0.blocks.1", inner=("attn", "mlp"))
         return model.eval(), ModelInputs((image,)), names
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     sizes = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     if family == "bert":
         config = transformers.BertConfig(**sizes, intermediate_size=32)

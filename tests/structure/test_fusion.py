@@ -58,7 +58,8 @@ def test_a_layer_takes_in_the_norm_behind_it(
 
 
 def test_the_frozen_norm_of_torchvision_is_folded() -> None:
-    ops = pytest.importorskip("torchvision.ops")
+    from torchvision import ops
+
     model = worn(nn.Sequential(nn.Conv2d(4, 6, 3), ops.FrozenBatchNorm2d(6)))
     x = sample(2, 4, 7, 7)
     expected = model(x)

@@ -20,7 +20,8 @@ INPUTS = ModelInputs((torch.randn(4, 1, 8, 8, generator=torch.Generator().manual
 
 
 def small_transformer() -> tuple[torch.nn.Module, ModelInputs]:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=16,
