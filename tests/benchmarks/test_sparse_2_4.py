@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,14 +16,3 @@ def test_without_sparse_kernels_nothing_is_claimed(
     sparse_2_4.main()
     assert capsys.readouterr().out == f"{sparse_2_4.NO_CUDA}\n"
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.skipif(not sparse_2_4.has_sparse_kernels(), reason="needs sparse tensor cores")
-@pytest.mark.slow
-def test_sparse_layers_compute_what_dense_ones_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    path = tmp_path / "r.json"
-    monkeypatch.setattr(sys, "argv", [sparse_2_4.__file__, "--quick", "--json", str(path)])
-    sparse_2_4.main()
-    assert json.loads(path.read_text())["summary"]["wrong"] == 0
