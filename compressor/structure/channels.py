@@ -23,7 +23,7 @@ from compressor.structure.groups import ChannelGroup, ChannelMap, Preparation
 from compressor.structure.labels import Flow
 from compressor.structure.labels.collect import Follower, collect_groups, frozen_layers
 from compressor.structure.parts import exportable_parts
-from compressor.structure.program_trace import Traced
+from compressor.structure.programs.trace import Traced
 from compressor.structure.rewriting import (
     aligned_nodes,
     find_followers,

@@ -13,7 +13,7 @@ from compressor.errors import SurgeryError
 from compressor.structure.attention import is_replaceable, make_prunable
 from compressor.structure.groups import ChannelGroup
 from compressor.structure.layers import block_size, count_channels
-from compressor.structure.programmed import is_programmed
+from compressor.structure.programs.programmed import is_programmed
 from compressor.structure.surgery import (
     Edit,
     Holder,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from compressor.errors import CheckpointError, ModelError
-from compressor.structure import programmed, surgery
+from compressor.structure import surgery
+from compressor.structure.programs import programmed
 from compressor.structure.record import (
     OF_EVERY_MODULE,
     buffer_spec,

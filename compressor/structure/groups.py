@@ -57,7 +57,7 @@ class Preparation:
 
     Attributes:
         module: its name.
-        program: for its `forward`, see `structure.program`. Empty: the module is an attention of
+        program: for its `forward`, see `structure.programs`. Empty: the module is an attention of
             hard-wired width, and one of ours takes its place, see `structure.attention`.
     """
 

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CheckpointError, ModelError
-from compressor.structure.programmed import ATTRIBUTE, base_class, is_programmed, set_program
+from compressor.structure.programs.programmed import (
+    ATTRIBUTE,
+    base_class,
+    is_programmed,
+    set_program,
+)
 
 ALLOWED_PACKAGES = ("torch.nn.", "compressor.")
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))

@@ -16,9 +16,9 @@ from compressor.structure.labels.flow import Flow
 from compressor.structure.labels.integers import PADS, Position, counted, sized
 from compressor.structure.labels.operations import FACTORIES, operation
 from compressor.structure.labels.value import Value
-from compressor.structure.program import STEPS
-from compressor.structure.program_trace import Traced, trace_program
-from compressor.structure.programmed import ATTRIBUTE
+from compressor.structure.programs.program import STEPS
+from compressor.structure.programs.programmed import ATTRIBUTE
+from compressor.structure.programs.trace import Traced, trace_program
 from compressor.structure.trace import watch
 
 # Operations whose integers Python code may have fixed.

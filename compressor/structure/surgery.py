@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from compressor.errors import SurgeryError, suggest
-from compressor.structure.program import Program
-from compressor.structure.programmed import set_program
+from compressor.structure.programs.program import Program
+from compressor.structure.programs.programmed import set_program
 
 Slice = tuple[int, tuple[int, ...]]
 

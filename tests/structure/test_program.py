@@ -17,14 +17,14 @@ from compressor.errors import CheckpointError, ModelError, SurgeryError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.structure import surgery
 from compressor.structure.describe import apply_difference, diff, outline, rebuild
-from compressor.structure.program import (
+from compressor.structure.programs.program import (
     Program,
     check_program,
     get_integer,
     with_integer,
 )
-from compressor.structure.program_trace import Traced, trace_program
-from compressor.structure.programmed import ATTRIBUTE, base_class, is_programmed
+from compressor.structure.programs.programmed import ATTRIBUTE, base_class, is_programmed
+from compressor.structure.programs.trace import Traced, trace_program
 from compressor.testing.models import CifarBlock, CifarResNet
 from tests.structure.programs import CASES, Gated, LeNet, inputs_of, make
 

@@ -18,7 +18,7 @@ from compressor.structure import archive
 from compressor.structure.channels import find_groups
 from compressor.structure.cutting import keep_many
 from compressor.structure.groups import ChannelGroup, ChannelMap
-from compressor.structure.programmed import is_programmed
+from compressor.structure.programs.programmed import is_programmed
 from compressor.testing.models import CifarResNet
 from tests.structure.labels.nets import Net, assert_prunes_exactly, named, randomized, rows, sizes
 from tests.structure.programs import Gated, LeNet

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from compressor.structure.program import INPUTS, STEPS, Path, Program
-from compressor.structure.program_encode import Encoded
+from compressor.structure.programs.encode import Encoded
+from compressor.structure.programs.program import INPUTS, STEPS, Path, Program
 
 Position = tuple[int, ...]
 

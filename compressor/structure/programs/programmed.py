@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
-from compressor.structure.program import BUFFERS, Program, check_program, run_program
+from compressor.structure.programs.program import BUFFERS, Program, check_program, run_program
 
 ATTRIBUTE = "compressor_program"  # no name that a user's class has
 

@@ -17,8 +17,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.errors import CheckpointError, ModelError, first_line
 from compressor.interfaces.inputs import ModelInputs
-from compressor.structure.program import form_of, operation
-from compressor.structure.program_calls import (
+from compressor.structure.programs.calls import (
     Calls,
     Segment,
     TensorNumber,
@@ -27,7 +26,8 @@ from compressor.structure.program_calls import (
     segments,
     stubbed,
 )
-from compressor.structure.programmed import base_class
+from compressor.structure.programs.program import form_of, operation
+from compressor.structure.programs.programmed import base_class
 from compressor.structure.trace import FORWARD_FAILURES
 
 Step = tuple[Any, ...]  # of a program, without the numbers of the dead

@@ -2,7 +2,7 @@
 
 A program replays the ATen operations that the code ran between the calls of the module's children,
 which are called as modules: they keep their names, and train as before. It is made by
-`program_trace.trace_program`, and consists of nested tuples only:
+`trace.trace_program`, and consists of nested tuples only:
 
     (format, batch, inputs, steps, outputs, buffers)
     batch    (number of the input leaf, dimension) whose length is the batch, or ()
@@ -136,7 +136,7 @@ def run_program(
 
     Args:
         module: with the children, parameters and buffers of the program.
-        program: of `program_trace.trace_program`.
+        program: of `trace.trace_program`.
         signature: of the `forward`, with `self`.
         args: by position.
         kwargs: by name.

@@ -19,12 +19,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from compressor.interfaces.inputs import ModelInputs
-from compressor.structure.program import FORMAT, Program
-from compressor.structure.program_calls import watch_calls
-from compressor.structure.program_encode import Encoded, encode, export, refuse
-from compressor.structure.program_merge import Batch, Misfit, merge
-from compressor.structure.program_slots import Position, Slot, locate
-from compressor.structure.programmed import set_program
+from compressor.structure.programs.calls import watch_calls
+from compressor.structure.programs.encode import Encoded, encode, export, refuse
+from compressor.structure.programs.merge import Batch, Misfit, merge
+from compressor.structure.programs.program import FORMAT, Program
+from compressor.structure.programs.programmed import set_program
+from compressor.structure.programs.slots import Position, Slot, locate
 from compressor.structure.trace import FORWARD_FAILURES, copy_model, run
 
 MOST_ENTRIES = 4096  # of a tensor that is written into a program

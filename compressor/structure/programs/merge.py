@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from compressor.structure.program import operation
-from compressor.structure.program_encode import Encoded, Step
+from compressor.structure.programs.encode import Encoded, Step
+from compressor.structure.programs.program import operation
 
 END = 2**63 - 1  # of a slice that goes to the end
 
