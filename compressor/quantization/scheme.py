@@ -38,7 +38,9 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if self.bits != FLOAT_BITS and not MIN_BITS <= self.bits <= 16:
-            raise ValueError(f"bits={self.bits} is not 2 to 16, nor 32 for float. Write one of them.")
+            raise ValueError(
+                f"bits={self.bits} is not 2 to 16, nor 32 for float. Write one of them."
+            )
         if self.block is not None and (self.block < 1 or self.axis != 0):
             raise ValueError(
                 f"block={self.block} with axis={self.axis}: blocks are 1 or more entries along "
