@@ -34,6 +34,7 @@ from compressor.frameworks.layer_costs import (
 )
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.counts import count
+from compressor.quantization.plan import STATIC_INT8
 from compressor.result import Choice, Plan
 from compressor.search.space import LayerState
 from compressor.structure.attention import replace_attention
@@ -88,9 +89,10 @@ class Bench:
         """Deploy the reference in float and in int8, and calibrate."""
         self.deployment = Deployment(TargetConfig(), self.folder)
         self.reference = self.deployment.reference(self.model, self.inputs)
-        self.int8_layers = self.deployment.quantizable_layers(self.model, self.inputs)
         shape = self.inputs.tensors()[0].shape[1:]
         self.calibration = [ModelInputs((torch.randn(CALIBRATION_SAMPLES, *shape),))]
+        self.quantizer = self.deployment.quantizer(self.model, self.inputs, self.calibration)
+        self.int8_layers = self.quantizer.layers
         self.prunable = copy_skeleton(self.model)
         replace_attention(self.prunable)
         layers = costly_layers(self.prunable)
@@ -131,7 +133,8 @@ class Bench:
 
     def in_int8(self, layers: Sequence[str]) -> float:
         """Milliseconds of the reference with `layers` in int8."""
-        return self.beside(self.deployment.quantized_reference(layers, self.calibration))
+        formats = dict.fromkeys(layers, STATIC_INT8)
+        return self.beside(self.deployment.quantized_file(self.quantizer, formats))
 
     def choices_by_site(self, technique: str) -> Mapping[str, Sequence[Choice]]:
         """The choices of a technique."""

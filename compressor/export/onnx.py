@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +19,12 @@ from compressor.errors import ExportError, first_line
 from compressor.export.detection_ops import DESCRIPTION_WARNING
 from compressor.export.exported_program import export_program, is_image_list
 from compressor.export.graph import Graph, attribute, drop_unused_constants, sort_nodes
-from compressor.export.layers import MODULE_KEY
 from compressor.export.signature import METADATA_KEY, Signature
 from compressor.files import write_bytes
 from compressor.interfaces.inputs import ModelInputs, device_of
 from compressor.structure.trace import eval_mode
 
+OPSET = 20
 MAX_FILE_BYTES = 2**31 - 1  # of one protocol buffer
 
 
@@ -41,8 +40,7 @@ def export_onnx(
     Of a detector that takes a list of images, the number and the sizes of the images are fixed; how
     many objects it finds is not.
 
-    Each node says in its metadata (`compressor.module`) which module it comes from; the file's
-    metadata hold the `Signature`. The same model gives the same bytes.
+    The file's metadata hold the `Signature`. The same model gives the same bytes.
 
     Args:
         model: not changed; its mode is restored.
@@ -54,6 +52,30 @@ def export_onnx(
         ExportError: if the model cannot be traced, has an operation without a translation, or is
             larger than 2 GB.
     """
+    proto = make_onnx(model, inputs)
+    if precision == "fp16":
+        proto = _to_half(proto)
+    return save_onnx(proto, path)
+
+
+def make_onnx(
+    model: nn.Module,
+    inputs: ModelInputs,
+    *,
+    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """What `export_onnx` writes.
+
+    Args:
+        model: not changed; its mode is restored.
+        inputs: one call's arguments.
+        translations: what operations that torch does not know by itself are in ONNX.
+        opset: of the file.
+
+    Raises:
+        ExportError: if the model cannot be traced, or has an operation without a translation.
+    """
     inputs = inputs.to(device_of(model))
     with eval_mode(model), torch.no_grad():
         signature = Signature.of(model, inputs, inputs.call(model))
@@ -62,7 +84,14 @@ def export_onnx(
     # Converting decomposes the traced graph again: as it was traced, without gradients.
     with _quiet(), torch.no_grad():
         try:
-            exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                opset_version=opset,
+                custom_translation_table=dict(translations or {}),
+            )
         except RuntimeError as error:
             raise ExportError(_untranslated(error)) from error
     assert exported is not None
@@ -70,9 +99,7 @@ def export_onnx(
     _pool_means(proto)
     _rename(proto, signature)
     _annotate(proto, signature)
-    if precision == "fp16":
-        proto = _to_half(proto)
-    return save_onnx(proto, path)
+    return proto
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path | str) -> Path:
@@ -184,30 +211,12 @@ def _rename(proto: onnx.ModelProto, signature: Signature) -> None:
 
 
 def _annotate(proto: onnx.ModelProto, signature: Signature) -> None:
-    """Say what the tools behind need, and drop the exporter's notes (they hold source lines)."""
+    """Say how the file is called, and drop the exporter's notes (they hold source lines)."""
     for node in proto.graph.node:
-        scopes = {entry.key: entry.value for entry in node.metadata_props}
-        module = _module_name(
-            ast.literal_eval(scopes.get("pkg.torch.onnx.name_scopes", "[]")),
-            ast.literal_eval(scopes.get("pkg.torch.onnx.class_hierarchy", "[]")),
-        )
         del node.metadata_props[:]
         node.doc_string = ""
-        if module is not None:
-            node.metadata_props.add(key=MODULE_KEY, value=module)
     del proto.metadata_props[:]
     proto.metadata_props.add(key=METADATA_KEY, value=signature.to_json())
-
-
-def _module_name(names: list[str], classes: list[str]) -> str | None:
-    """The module of an exported node, from the calls that it is nested in.
-
-    The last entry is the operation: ['', 'model', 'model.fc1', 'linear']. A convolution that took
-    in the batch norm behind it bears the norm's name, which says nothing of the convolution.
-    """
-    if len(names) < 3 or "batchnorm" in classes[-2].lower():
-        return None
-    return names[-2].removeprefix("model").removeprefix(".")
 
 
 def _to_half(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,19 @@ from compressor.config import ExportConfig, TargetConfig
 from compressor.errors import ExportError, ModelError
 from compressor.export.exported_program import save_exported_program
 from compressor.export.onnx import export_onnx
+from compressor.export.post_training import PostTraining
 from compressor.export.torchscript import save_torchscript
 from compressor.export.verify import parity
 from compressor.hardware import describe_machine
 from compressor.interfaces.inputs import ModelInputs
 from compressor.logs import get_logger
 from compressor.profiling.latency import Timing
+from compressor.quantization.plan import STATIC_INT8, Formats
 from compressor.result import Parity, Plan
 from compressor.structure.factored import factor_names
 from compressor.structure.fusion import fold
 from compressor.structure.trace import copy_model
 from compressor.targets import Deployed, OnnxRuntimeModel, Target, make_target
-from compressor.targets.int8_files import Int8Files
 from compressor.targets.layer_latencies import machine_path
 
 logger = get_logger(__name__)
@@ -58,7 +59,7 @@ class Deployment:
         self._folder = folder
         self.target: Target = make_target(config, cache_path=machine_path())
         self._reference: Deployed | None = None
-        self._int8: Int8Files | None = None
+        self._quantizer: PostTraining | None = None
 
     def without_export(self) -> Deployment:
         """The same on torch itself, for a model that has no graph."""
@@ -85,22 +86,22 @@ class Deployment:
             self._reference = self.target.deploy(self._lean(model, inputs), inputs, self._folder)
         return self._reference
 
-    def quantizable_layers(self, model: nn.Module, inputs: ModelInputs) -> list[str]:
-        """Layers of the reference that the target runs in int8, in the order in which they run."""
-        if not self.target.supports_int8:
-            return []
-        return Int8Files.layers_of(self.reference(model, inputs).files["onnx_float"])
+    def quantizer(
+        self, model: nn.Module, inputs: ModelInputs, calibration: Iterable[ModelInputs]
+    ) -> PostTraining:
+        """Of the reference; traced, and calibrated, once.
 
-    def quantized_reference(
-        self, layers: Sequence[str], calibration: Iterable[ModelInputs]
-    ) -> nn.Module:
-        """The reference with `layers` alone in int8; calibrated once for all."""
-        assert self._reference is not None
-        if self._int8 is None:
-            path = self._reference.files["onnx_float"]
-            self._int8 = Int8Files(path, calibration, threads=self.target.threads)
-        quantized = self._int8.write(self._folder / "probe_int8.onnx", frozenset(layers))
-        return OnnxRuntimeModel(quantized.path, threads=self.target.threads)
+        Raises:
+            ExportError: if the model cannot be traced.
+        """
+        if self._quantizer is None:
+            self._quantizer = PostTraining(self._lean(model, inputs), inputs, calibration)
+        return self._quantizer
+
+    def quantized_file(self, quantizer: PostTraining, formats: Formats) -> nn.Module:
+        """The reference in these formats, as it runs on the target."""
+        path = quantizer.write(self._folder / "probe_int8.onnx", formats)
+        return OnnxRuntimeModel(path, threads=self.target.threads)
 
     def deploy(
         self,
@@ -114,11 +115,13 @@ class Deployment:
 
         Of a layer that has become a chain, all layers of the chain.
         """
-        layers = frozenset(
-            name for choice in plan.of(INT8) for name in factor_names(model, choice.site)
-        )
+        formats = {
+            name: STATIC_INT8
+            for choice in plan.of(INT8)
+            for name in factor_names(model, choice.site)
+        }
         return self.target.deploy(
-            self._lean(model, inputs), inputs, folder, int8_layers=layers, calibration=calibration
+            self._lean(model, inputs), inputs, folder, formats=formats, calibration=calibration
         )
 
     def time(self, module: nn.Module, inputs: ModelInputs) -> Timing:

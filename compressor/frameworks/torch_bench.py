@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressor.config import Config
 from compressor.errors import ConfigError, ExportError, ModelError
+from compressor.export.post_training import PostTraining
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_calls, check_training
 from compressor.frameworks.defaults import make_task
@@ -39,6 +40,7 @@ from compressor.logs import get_logger
 from compressor.profiling.counts import count
 from compressor.profiling.memory import peak_activation_memory
 from compressor.progress import Progress
+from compressor.quantization.plan import STATIC_INT8
 from compressor.result import Choice, Cost, Plan, digest
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.structure import archive
@@ -222,7 +224,7 @@ class TorchBench:
     def damage_of(self, choice: Choice) -> float:
         """Divergence of the outputs on the subset when `choice` alone is made."""
         if self.is_number(choice.technique):
-            module = self._deployment.quantized_reference([choice.site], self.subset.inputs)
+            module = self._quantizer.simulate({choice.site: STATIC_INT8})
             outputs = outputs_on(module, self.subset.inputs, torch.device("cpu"))
         else:
             variant = self.build(Plan((choice,)))
@@ -400,7 +402,13 @@ class TorchBench:
 
     def _int8_latency_ms(self, layers: Sequence[str]) -> float:
         """Of the reference with `layers` in int8."""
-        return self._latency_ms(self._deployment.quantized_reference(layers, self.subset.inputs))
+        formats = dict.fromkeys(layers, STATIC_INT8)
+        return self._latency_ms(self._deployment.quantized_file(self._quantizer, formats))
+
+    @cached_property
+    def _quantizer(self) -> PostTraining:
+        """Of the reference."""
+        return self._deployment.quantizer(self.reference, self.example, self.subset.inputs)
 
     @property
     def _counts_bytes(self) -> bool:
@@ -409,7 +417,7 @@ class TorchBench:
         return is_limited or self.config.optimization == "compression"
 
     def _int8_layers(self) -> Sequence[str]:
-        layers = self._deployment.quantizable_layers(self.reference, self.example)
+        layers = self._quantizer.layers if self._deployment.supports_int8 else []
         return allowed_layers(layers, self.reference, self.config.custom_compression)
 
     def _accumulate_gradients(self, model: nn.Module) -> None:

@@ -118,25 +118,28 @@ def channel_range(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
         return rows.amin(1), rows.amax(1)
     missing = -x.shape[1] % scheme.block
     padded = torch.cat([x, x[:, -1:].expand(-1, missing, *x.shape[2:])], dim=1)
-    parts = padded.unflatten(1, (-1, scheme.block)).flatten(2)
+    parts = padded.reshape(len(x), -1, scheme.block, *x.shape[2:]).flatten(2)
     return parts.amin(2), parts.amax(2)
 
 
 def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    rounded = cast(Tensor, _Round.apply(x / spread(scale, x, scheme)))
-    shifted = rounded + spread(zero_point, x, scheme).to(x.dtype)
-    return shifted.clamp(scheme.qmin, scheme.qmax)
+    shift = spread(zero_point, x, scheme).to(x.dtype)
+    steps = x / spread(scale, x, scheme)
+    return cast(Tensor, _Round.apply(steps, scheme.qmin - shift, scheme.qmax - shift)) + shift
 
 
 class _Round(torch.autograd.Function):
-    """Rounding to even whose gradient is that of the identity (the straight-through estimator)."""
+    """Rounding to even within bounds; the gradient is 1 there, and 0 where something is cut.
+
+    Not `clamp`: its gradient at a bound is 0 in torch 2.15 and was 1 before.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        del ctx
-        return x.round()
+    def forward(ctx: Any, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
+        ctx.save_for_backward((x >= least) & (x <= most))
+        return x.round().clamp(least, most)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        del ctx
-        return gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (is_within,) = ctx.saved_tensors
+        return gradient * is_within, None, None

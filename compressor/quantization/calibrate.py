@@ -1,96 +1,99 @@
-"""The ranges of a float ONNX file's tensors, observed while it runs on calibration batches."""
+"""The ranges of a model's values, observed while it runs on calibration batches."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import helper
+import torch
+from torch import Tensor, fx, nn
 
 from compressor.errors import DataError, ModelError
 from compressor.interfaces.inputs import ModelInputs
-from compressor.quantization.ranges import (
-    FloatArray,
-    MinMaxObserver,
-    Observer,
-    PercentileObserver,
-    Range,
-)
+from compressor.quantization.graph import QuantizationGraph
+from compressor.quantization.model import copy_graph
+from compressor.quantization.observers import OBSERVERS, Method, Observer
+from compressor.quantization.scheme import ACTIVATION, Scheme
 
-Method = Literal["minmax", "percentile"]
-OBSERVERS: dict[Method, type[MinMaxObserver] | type[PercentileObserver]] = {
-    "minmax": MinMaxObserver,
-    "percentile": PercentileObserver,
-}
-# All observed tensors of one run of the file together; a batch that needs more is run in parts.
-MEMORY_BYTES = 128 * 2**20
+# The largest value of the graph, in one run; a batch that needs more is run in parts.
+MEMORY_BYTES = 64 * 2**20
 
 
 def calibrate(
-    onnx_path: Path | str,
+    graph: QuantizationGraph,
     batches: Iterable[ModelInputs],
-    tensors: Collection[str],
+    values: Collection[str],
     *,
     method: Method = "minmax",
-    threads: int = 1,
-) -> dict[str, Range]:
-    """The range of each of `tensors` over `batches`; one batch is held in memory at a time.
+    scheme: Scheme = ACTIVATION,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The range of each of `values` over `batches`, (low, high), in bounded memory.
 
     Args:
-        onnx_path: a float file with a dynamic batch; it is not changed.
-        batches: the tensors of each in the order of the file's inputs, on any device.
-        tensors: names of values of the graph.
-        method: "minmax" covers every value; "percentile" all but a 100,000th, half at each end.
-        threads: of the runtime.
+        graph: of the model, on the device of the batches.
+        batches: calls of the model.
+        values: names in the graph; see `plan.observed_values`.
+        method: "minmax" covers every value; "percentile" leaves a few of the largest out; "entropy"
+            and "mse" choose what `scheme` loses least by.
+        scheme: of the integers that shall cover the range.
 
     Raises:
         DataError: if there is no batch.
-        ModelError: if a tensor holds a value that is not finite; the message names the tensor.
+        ModelError: if the model does not run on a batch, or a value is not finite; names the value.
     """
-    names = sorted(set(tensors))
-    session = _observing_session(onnx_path, names, threads)
-    observers: dict[str, Observer] = {name: OBSERVERS[method]() for name in names}
-    for inputs in _in_parts(session, batches, names):
-        for name, values in _observe(session, inputs, names).items():
-            if values.size:
-                _require_finite(name, values)
-                observers[name].update(values)
-    return {name: observer.range() for name, observer in observers.items()}
+    module, observers = _observed(graph, values, method)
+    is_empty = True
+    with torch.no_grad():
+        for part in _parts(graph, batches):
+            is_empty = False
+            part.call(module)
+    if is_empty:
+        raise DataError("There is no calibration batch. Give at least one batch of training data.")
+    return {name: observer.range(scheme) for name, observer in observers.items()}
 
 
-def _observing_session(path: Path | str, names: list[str], threads: int) -> ort.InferenceSession:
-    """The file with `names` among its outputs."""
-    proto = onnx.load(path)
-    known = {value.name for value in (*proto.graph.output, *proto.graph.input)}
-    for name in names:
-        if name not in known:
-            proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+class _Tap(nn.Module):
+    """Shows an observer what passes."""
+
+    def __init__(self, name: str, observer: Observer) -> None:
+        super().__init__()
+        self._name = name
+        self._observer = observer
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            self._observer.update(x)
+        except ModelError as error:
+            raise ModelError(
+                f"During calibration the value {self._name!r} was not finite. Look for NaN in the "
+                "calibration data, or for an overflow in the layer of that name."
+            ) from error
+        return x
 
 
-def _in_parts(
-    session: ort.InferenceSession, batches: Iterable[ModelInputs], names: list[str]
-) -> Iterator[ModelInputs]:
-    """The batches, cut so small that what is observed of one part fits `MEMORY_BYTES`."""
-    size = 0
+def _observed(
+    graph: QuantizationGraph, values: Collection[str], method: Method
+) -> tuple[fx.GraphModule, dict[str, Observer]]:
+    """The graph with an observer behind each value."""
+    module, _ = copy_graph(graph.module)
+    observers: dict[str, Observer] = {}
+    taps = nn.Module()
+    module.add_module("taps", taps)
+    for node in list(module.graph.nodes):
+        if node.name in values:
+            observers[node.name] = OBSERVERS[method]()
+            taps.add_module(node.name, _Tap(node.name, observers[node.name]))
+            with module.graph.inserting_after(node):
+                module.graph.call_module(f"taps.{node.name}", (node,))
+    module.recompile()
+    return module, observers
+
+
+def _parts(graph: QuantizationGraph, batches: Iterable[ModelInputs]) -> Iterator[ModelInputs]:
+    """The batches, cut so small that no value is larger than `MEMORY_BYTES`."""
     for batch in batches:
-        if not size:
-            sample = _observe(session, _part(batch, 0, 1), names)
-            sample_bytes = sum(values.nbytes for values in sample.values())
-            size = max(1, MEMORY_BYTES // max(1, sample_bytes))
+        size = max(1, MEMORY_BYTES // max(1, graph.sample_bytes()))
         for start in range(0, batch.batch_size, size):
             yield _part(batch, start, size)
-    if not size:
-        raise DataError("There is no calibration batch. Give at least one batch of training data.")
 
 
 def _part(inputs: ModelInputs, start: int, size: int) -> ModelInputs:
@@ -100,23 +103,3 @@ def _part(inputs: ModelInputs, start: int, size: int) -> ModelInputs:
             tensor[start : start + size] if tensor.dim() and len(tensor) == whole else tensor
         )
     )
-
-
-def _observe(
-    session: ort.InferenceSession, inputs: ModelInputs, names: list[str]
-) -> dict[str, FloatArray]:
-    arrays = (tensor.detach().cpu().numpy() for tensor in inputs.tensors())
-    feed = dict(zip((value.name for value in session.get_inputs()), arrays, strict=True))
-    computed = [name for name in names if name not in feed]
-    return {
-        **{name: feed[name] for name in names if name in feed},
-        **dict(zip(computed, session.run(computed, feed) if computed else [], strict=True)),
-    }
-
-
-def _require_finite(name: str, values: FloatArray) -> None:
-    if not np.isfinite([values.min(), values.max()]).all():
-        raise ModelError(
-            f"During calibration the tensor {name!r} held a value that is not finite. "
-            "Look for NaN in the calibration data, or for an overflow in the layer of that name."
-        )

@@ -67,8 +67,8 @@ class Scheme:
     def qmax(self) -> int:
         """The greatest integer.
 
-        >>> Scheme(8).qmax, Scheme(8, signed=True).qmax, Scheme(4).qmax, Scheme(8, reduced=True).qmax
-        (255, 127, 15, 127)
+        >>> Scheme(8).qmax, Scheme(8, signed=True).qmax, Scheme(8, reduced=True).qmax
+        (255, 127, 127)
         """
         used = self.bits - self.reduced
         return int(2 ** (used - 1) - 1 if self.signed else 2**used - 1)

@@ -17,6 +17,7 @@ from compressor.errors import ConfigError
 from compressor.interfaces.device import Device
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, Timing, interleave
+from compressor.quantization.plan import Formats
 from compressor.structure.factored import Factored, chain_shapes
 from compressor.targets.layer_latencies import LayerLatencies
 
@@ -91,7 +92,7 @@ class Target(ABC):
         inputs: ModelInputs,
         folder: Path,
         *,
-        int8_layers: frozenset[str] | None = None,
+        formats: Formats | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
         """Make `model` what it is on this target; `model` itself is not changed.
@@ -100,7 +101,7 @@ class Target(ABC):
             model: in float, on any device.
             inputs: of one call.
             folder: for files; made if it is missing.
-            int8_layers: names of the layers to quantize; None or empty is float.
+            formats: of the layers to quantize, by name; None or empty is float.
             calibration: inputs to quantize by; asked for one after another.
 
         Raises:

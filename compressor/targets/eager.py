@@ -12,6 +12,7 @@ from torch import nn
 
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call, interleave
+from compressor.quantization.plan import Formats
 from compressor.structure.archive import packed_size_bytes
 from compressor.structure.trace import copy_model
 from compressor.targets.base import Deployed, Layer, Target
@@ -31,14 +32,14 @@ class EagerTarget(Target):
         inputs: ModelInputs,
         folder: Path,
         *,
-        int8_layers: frozenset[str] | None = None,
+        formats: Formats | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
         """A copy of `model` on the target's device, in evaluation mode; no file is written.
 
         Its size is that of the weights in a saved archive, where zeros and palettes are packed.
         """
-        self._require_int8(bool(int8_layers))
+        self._require_int8(bool(formats))
         module = copy_model(model).to(self.device).eval()
         return Deployed(module, packed_size_bytes(module))
 

@@ -14,6 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 from compressor.errors import ExportError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call
+from compressor.quantization.plan import Formats
 from compressor.structure.archive import packed_size_bytes
 from compressor.structure.trace import copy_model
 from compressor.targets.base import Deployed, Layer, Target
@@ -37,11 +38,11 @@ class InductorTarget(Target):
         inputs: ModelInputs,
         folder: Path,
         *,
-        int8_layers: frozenset[str] | None = None,
+        formats: Formats | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
         """A compiled copy of `model`, called once so that errors come now; no file is written."""
-        self._require_int8(bool(int8_layers))
+        self._require_int8(bool(formats))
         module = copy_model(model).to(self.device).eval()
         size_bytes = packed_size_bytes(module)
         compiled = cast(nn.Module, torch.compile(module))

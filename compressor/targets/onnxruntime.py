@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressor.errors import DataError
 from compressor.export.onnx import export_onnx
+from compressor.export.post_training import PostTraining
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call
+from compressor.quantization.plan import Formats
 from compressor.targets.base import Deployed, Layer, Target
-from compressor.targets.int8_files import Int8Files
 from compressor.targets.layer_file import write_layer
 from compressor.targets.node_times import layer_kernel_ms
 from compressor.targets.onnxruntime_model import OnnxRuntimeModel
@@ -34,20 +34,15 @@ class OnnxRuntimeTarget(Target):
         inputs: ModelInputs,
         folder: Path,
         *,
-        int8_layers: frozenset[str] | None = None,
+        formats: Formats | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
-        """Write `model_float.onnx` and, if layers are to be int8, `model_int8.onnx`."""
+        """Write `model_float.onnx` and, if layers are quantized, `model_int8.onnx`."""
         folder.mkdir(parents=True, exist_ok=True)
         path = float_path = export_onnx(model, inputs, folder / "model_float.onnx")
-        if int8_layers:
-            if calibration is None:
-                raise DataError(
-                    f"{len(int8_layers)} layers are to be int8 and there is nothing to calibrate "
-                    "on. Give batches of training inputs as `calibration`."
-                )
-            files = Int8Files(float_path, calibration, threads=self.threads)
-            path = files.write(folder / "model_int8.onnx", int8_layers).path
+        if formats:
+            quantizer = PostTraining(model, inputs, calibration)
+            path = quantizer.write(folder / "model_int8.onnx", formats)
         return Deployed(
             OnnxRuntimeModel(path, threads=self.threads),
             path.stat().st_size,
@@ -66,10 +61,7 @@ class OnnxRuntimeTarget(Target):
     def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            path = folder / "float.onnx"
-            write_layer(layer, input_shape, path)
+            path = folder / "layer.onnx"
+            write_layer(layer, input_shape, path, int8=int8)
             sample = torch.rand(input_shape, generator=torch.Generator().manual_seed(0))
-            if int8:
-                files = Int8Files(path, [ModelInputs((sample,))], threads=self.threads)
-                path = files.write(folder / "int8.onnx", files.layers).path
             return layer_kernel_ms(path, sample, self.threads)

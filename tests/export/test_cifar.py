@@ -14,14 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.export.onnx import export_onnx
-from compressor.export.qdq import (
-    activation_tensors,
-    integer_kernels,
-    quantizable_layers,
-    quantize_onnx,
-)
+from compressor.export.post_training import PostTraining
+from compressor.export.qdq import integer_kernels
 from compressor.interfaces.inputs import ModelInputs
-from compressor.quantization.calibrate import calibrate
+from compressor.quantization.plan import STATIC_INT8
 from compressor.testing.models import CifarResNet
 
 DATA = Path(os.environ.get("COMPRESSOR_DATA", "")) / "cifar10_exact_subset.npz"
@@ -58,10 +54,10 @@ def test_resnet20_in_int8_is_fused_accurate_and_faster(tmp_path: Path) -> None:
         train, test = normalised(data["train_images"][:512]), normalised(data["test_images"])
         labels = data["test_labels"]
     path = export_onnx(model, ModelInputs((train[:2],)), tmp_path / "float.onnx")
-    layers = quantizable_layers(path)
     batches = [ModelInputs((part,)) for part in train.split(128)]
-    ranges = calibrate(path, batches, activation_tensors(path, layers))
-    quantized = quantize_onnx(path, tmp_path / "int8.onnx", ranges, int8_layers=layers).path
+    quantizer = PostTraining(model, ModelInputs((train[:2],)), batches)
+    formats = dict.fromkeys(quantizer.layers, STATIC_INT8)
+    quantized = quantizer.write(tmp_path / "int8.onnx", formats)
 
     kernels = integer_kernels(quantized)
     assert kernels["QLinearConv"] == 19

@@ -14,17 +14,11 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from compressor.errors import ExportError
-from compressor.export.graph import Graph
-from compressor.export.layers import find_layers
 from compressor.export.onnx import export_onnx, read_signature, save_onnx
-from compressor.export.qdq import (
-    activation_tensors,
-    integer_kernels,
-    quantizable_layers,
-    quantize_onnx,
-)
+from compressor.export.post_training import PostTraining
+from compressor.export.qdq import integer_kernels
 from compressor.interfaces.inputs import ModelInputs
-from compressor.quantization.calibrate import calibrate
+from compressor.quantization.plan import STATIC_INT8
 from compressor.testing.models import (
     DictModel,
     TiedModel,
@@ -92,13 +86,13 @@ def test_the_files_agree_with_the_model_at_any_batch_size(case: str, tmp_path: P
         expected = inputs(count).call(model)
         assert largest_difference(run(path, inputs(count)), expected) < 1e-5
 
-    layers = quantizable_layers(path)
+    quantizer = PostTraining(model, inputs(1), [inputs(32)])
+    layers = quantizer.layers
     modules = dict(model.named_modules())
     assert set(layers) == {
         name for name, m in modules.items() if isinstance(m, (nn.Linear, nn.Conv2d))
     }
-    ranges = calibrate(path, [inputs(32)], activation_tensors(path, layers))
-    quantized = quantize_onnx(path, tmp_path / "int8.onnx", ranges, int8_layers=layers).path
+    quantized = quantizer.write(tmp_path / "int8.onnx", dict.fromkeys(layers, STATIC_INT8))
     onnx.checker.check_model(onnx.load(quantized), full_check=True)
     kernels = integer_kernels(quantized)
     convolutions = sum(isinstance(m, nn.Conv2d) for m in modules.values())
@@ -146,13 +140,6 @@ def test_no_path_of_the_machine_is_in_the_file(resnet: tuple[TinyResNet, Path]) 
     assert b".py" not in resnet[1].read_bytes()
 
 
-def test_each_layer_has_its_node(resnet: tuple[TinyResNet, Path]) -> None:
-    layers = find_layers(Graph(onnx.load(resnet[1])))
-    assert sorted(layer.name for layer in layers) == sorted(
-        name for name, m in resnet[0].named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))
-    )
-
-
 def test_the_same_model_gives_the_same_bytes(
     resnet: tuple[TinyResNet, Path], tmp_path: Path
 ) -> None:
@@ -197,10 +184,10 @@ def test_every_kind_of_layer_is_quantized_among_nodes_that_are_not(tmp_path: Pat
     torch.manual_seed(0)
     model, inputs = Mixed().eval(), ModelInputs((torch.randn(8, 3, 8, 8),))
     path = export_onnx(model, inputs, tmp_path / "float.onnx")
-    layers = quantizable_layers(path)
+    quantizer = PostTraining(model, inputs, [inputs])
+    layers = quantizer.layers
     assert len(layers) == 7
-    ranges = calibrate(path, [inputs], activation_tensors(path, layers))
-    quantized = quantize_onnx(path, tmp_path / "int8.onnx", ranges, int8_layers=layers).path
+    quantized = quantizer.write(tmp_path / "int8.onnx", dict.fromkeys(layers, STATIC_INT8))
     kernels = integer_kernels(quantized)
     assert kernels["QLinearConv"] == 5
     assert kernels["MatMulIntegerToFloat"] == 2
@@ -234,7 +221,6 @@ def test_any_structure_of_inputs_and_outputs(tmp_path: Path) -> None:
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
     assert [value.name for value in proto.graph.input] == ["x", "relu"]
-    assert [layer.name for layer in find_layers(Graph(proto))] == ["layer", "layer"]
 
 
 class Fixed(nn.Module):

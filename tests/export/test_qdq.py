@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,189 +9,251 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
 
-from compressor.errors import ExportError
+from compressor.errors import DataError, ModelError
 from compressor.export import qdq
-from compressor.export.qdq import (
-    QuantizedFile,
-    activation_tensors,
-    integer_kernels,
-    quantizable_layers,
-    quantize_onnx,
-    quantize_weight,
-    weight_scale,
-)
+from compressor.export.onnx import export_onnx
+from compressor.export.post_training import PostTraining
+from compressor.export.qdq import integer_kernels
 from compressor.interfaces.inputs import ModelInputs
-from compressor.quantization.calibrate import calibrate
+from compressor.quantization.plan import (
+    DYNAMIC_INT8,
+    STATIC_INT8,
+    WEIGHT_INT4,
+    WEIGHT_INT8,
+    LayerFormat,
+)
 
-LAYERS = ["stem", "block.conv1", "block.conv2", "last", "head"]
+LAYERS = ["stem", "conv1", "conv2", "last", "head"]
+FORMATS = {
+    "static": STATIC_INT8,
+    "dynamic": DYNAMIC_INT8,
+    "int8": WEIGHT_INT8,
+    "int4": WEIGHT_INT4,
+}
+pytestmark = pytest.mark.slow
 
 
-def quantize(
-    float_path: Path, batches: list[ModelInputs], layers: list[str] = LAYERS
-) -> QuantizedFile:
-    ranges = calibrate(float_path, batches, activation_tensors(float_path, LAYERS))
-    return quantize_onnx(float_path, float_path.with_name("q.onnx"), ranges, int8_layers=layers)
+class Residual(nn.Module):
+    """stem, ReLU, (conv1, ReLU, conv2) + x, ReLU, last, ReLU6, pool, head: 16 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv1 = nn.Conv2d(16, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Conv2d(16, 16, 3, padding=1, stride=2)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu_()
+        x = (self.conv2(self.conv1(x).relu()) + x).relu()
+        return self.head(nn.functional.relu6(self.last(x)).mean((2, 3)))
 
 
-def run(path: Path, images: torch.Tensor, *, optimise: bool = True) -> NDArray[np.float32]:
+class Rows(nn.Module):
+    """A feed-forward block of a transformer, on (N, L, 64); classes from the first row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 128), nn.Linear(128, 64)
+        self.norm, self.head = nn.LayerNorm(64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x + self.down(nn.functional.gelu(self.up(x))))
+        return self.head(x[:, 0])
+
+
+class Padded(nn.Module):
+    """Values below zero go through a pad, a slice and a split, to two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3)
+        self.left, self.right = nn.Conv2d(16, 8, 3), nn.Conv2d(16, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(self.first(x)[:, :, ::1, ::2], (1, 1, 1, 1))
+        left, right = x.chunk(2, dim=1)
+        return torch.cat([self.left(left), self.right(right)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+@pytest.fixture(scope="module")
+def quantizer(residual: nn.Module, images: Tensor) -> PostTraining:
+    return of(residual, images)
+
+
+def of(model: nn.Module, sample: Tensor) -> PostTraining:
+    batches = [ModelInputs((sample[:10],)), ModelInputs((sample[10:],))]
+    return PostTraining(model, ModelInputs((sample[:2],)), batches)
+
+
+def static(layers: list[str]) -> Mapping[str, LayerFormat]:
+    return dict.fromkeys(layers, STATIC_INT8)
+
+
+def run(path: Path, sample: Tensor, *, optimise: bool = True) -> NDArray[np.float32]:
     options = ort.SessionOptions()
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    result: NDArray[np.float32] = session.run(None, {"input": images.numpy()})[0]
+    result: NDArray[np.float32] = session.run(None, {"input": sample.numpy()})[0]
+    return result
+
+
+def simulated(quantizer: PostTraining, formats: Mapping[str, LayerFormat], x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = quantizer.simulate(formats)(x)
     return result
 
 
 def test_every_layer_is_an_integer_kernel_and_nothing_is_converted_between(
-    float_path: Path, batches: list[ModelInputs]
+    quantizer: PostTraining, tmp_path: Path
 ) -> None:
-    assert quantizable_layers(float_path) == LAYERS
-    kernels = integer_kernels(quantize(float_path, batches).path)
+    assert quantizer.layers == LAYERS
+    kernels = integer_kernels(quantizer.write(tmp_path / "q.onnx", static(LAYERS)))
     assert kernels["QLinearConv"] == 4
     assert kernels["QLinearAdd"] == 1
     assert kernels["QLinearGlobalAveragePool"] == 1
     assert kernels["QGemm"] == 1
     assert kernels["QuantizeLinear"] == 1, "of the input"
     assert kernels["DequantizeLinear"] == 0, "the last product writes floats itself"
-    assert not kernels.keys() & {"Conv", "Gemm", "Relu", "Add", "GlobalAveragePool"}
+    assert not kernels.keys() & {"Conv", "Gemm", "Relu", "Clip", "Add", "GlobalAveragePool"}
 
 
-def test_the_file_means_the_same_to_the_reference_evaluator(
-    float_path: Path, batches: list[ModelInputs], images: torch.Tensor
+def test_the_file_computes_what_the_simulation_computes(
+    quantizer: PostTraining, images: Tensor, tmp_path: Path
 ) -> None:
-    path = quantize(float_path, batches).path
+    path = quantizer.write(tmp_path / "q.onnx", static(LAYERS))
     onnx.checker.check_model(onnx.load(path), full_check=True)
-    expected = ReferenceEvaluator(onnx.load(path)).run(None, {"input": images.numpy()})[0]
+    expected = simulated(quantizer, static(LAYERS), images).numpy()
     spread = np.abs(expected).max()
+    by_definition = ReferenceEvaluator(onnx.load(path)).run(None, {"input": images.numpy()})[0]
     # rounding of a tie may differ by one step of one value in float sums of another order
+    np.testing.assert_allclose(by_definition, expected, atol=0.01 * spread)
     np.testing.assert_allclose(run(path, images, optimise=False), expected, atol=0.01 * spread)
     np.testing.assert_allclose(run(path, images), expected, atol=0.02 * spread)
 
 
-def test_int8_is_near_to_float(
-    float_path: Path, batches: list[ModelInputs], images: torch.Tensor
+@pytest.mark.parametrize("kind", FORMATS)
+def test_linear_layers_in_every_format_compute_what_the_simulation_computes(
+    kind: str, tmp_path: Path
 ) -> None:
-    expected, actual = run(float_path, images), run(quantize(float_path, batches).path, images)
+    torch.manual_seed(0)
+    model, rows = Rows().eval(), torch.randn(16, 5, 64)
+    quantizer = of(model, rows)
+    formats = dict.fromkeys(["up", "down", "head"], FORMATS[kind])
+    path = quantizer.write(tmp_path / "q.onnx", formats)
+    expected = simulated(quantizer, formats, rows).numpy()
+    np.testing.assert_allclose(run(path, rows, optimise=False), expected, atol=1e-4)
+    # an accelerated product of few-bit weights rounds what it reads to eight bits
+    np.testing.assert_allclose(run(path, rows), expected, atol=0.03)
+    kernels = integer_kernels(path)
+    if kind == "static":
+        assert kernels["MatMulIntegerToFloat"] + kernels["QGemm"] == 3
+    elif kind == "dynamic":
+        assert kernels["DynamicQuantizeMatMul"] == 3
+    else:
+        assert kernels["MatMulNBits"] == 3
+    size = path.stat().st_size
+    float_size = export_onnx(model, ModelInputs((rows[:2],)), tmp_path / "f.onnx").stat().st_size
+    assert size < (0.25 if kind == "int4" else 0.4) * float_size
+
+
+def test_pads_slices_and_splits_stay_integers(images: Tensor, tmp_path: Path) -> None:
+    # uint8 zero is the lowest value of a range around zero: it must not be what is padded with
+    torch.manual_seed(0)
+    model = Padded().eval()
+    quantizer = of(model, images)
+    path = quantizer.write(tmp_path / "q.onnx", static(quantizer.layers))
+    kernels = integer_kernels(path)
+    assert kernels["QLinearConv"] == 3
+    assert kernels["DequantizeLinear"] == 1, "of the output"
+    expected = model(images).detach().numpy()
+    assert np.abs(run(path, images) - expected).mean() < 0.03 * np.abs(expected).mean()
+
+
+def test_int8_is_near_to_float(
+    residual: nn.Module, quantizer: PostTraining, images: Tensor, tmp_path: Path
+) -> None:
+    expected = residual(images).detach().numpy()
+    actual = run(quantizer.write(tmp_path / "q.onnx", static(LAYERS)), images)
     assert 0 < np.abs(actual - expected).mean() < 0.02 * np.abs(expected).mean()
 
 
-def test_weights_are_stored_in_one_byte_each(float_path: Path, batches: list[ModelInputs]) -> None:
-    file = quantize(float_path, batches)
-    stored = {tensor.name: tensor for tensor in onnx.load(file.path).graph.initializer}
-    assert stored["stem.weight.int8"].data_type == onnx.TensorProto.INT8
-    weights = {tensor.name for tensor in onnx.load(float_path).graph.initializer}
-    assert not weights & stored.keys(), "no float copy is left"
+def test_weights_are_stored_in_one_byte_each(quantizer: PostTraining, tmp_path: Path) -> None:
+    path = quantizer.write(tmp_path / "q.onnx", static(LAYERS))
+    stored = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+    assert stored["stem.weight_int8"].data_type == onnx.TensorProto.INT8
+    large = [tensor for tensor in stored.values() if np.prod(tensor.dims) > 16]
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.INT8}, "no float copy"
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_left_in_float_runs_in_float_and_its_neighbours_do_not(
-    float_path: Path, batches: list[ModelInputs], name: str
+    quantizer: PostTraining, name: str, tmp_path: Path
 ) -> None:
     int8 = [layer for layer in LAYERS if layer != name]
-    file = quantize(float_path, batches, int8)
-    kernels = integer_kernels(file.path)
+    kernels = integer_kernels(quantizer.write(tmp_path / "q.onnx", static(int8)))
     assert kernels["QLinearConv"] + kernels["QGemm"] == 4
     assert kernels["Conv"] + kernels["FusedConv"] + kernels["Gemm"] + kernels["FusedGemm"] == 1
     # the sum of a float and an integer branch is done in float: rounding it twice gains nothing
-    assert kernels["QLinearAdd"] == (name != "block.conv2")
-    assert file.int8_layers == tuple(sorted(int8))
+    assert kernels["QLinearAdd"] == (name != "conv2")
 
 
 def test_without_a_node_between_the_runtime_quantizes_a_float_layer_unasked(
-    float_path: Path, batches: list[ModelInputs], monkeypatch: pytest.MonkeyPatch
+    quantizer: PostTraining, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # when this fails, ONNX Runtime has learned better, and the Clip may go
-    monkeypatch.setattr(qdq, "REQUANTIZED", frozenset())
-    int8 = [layer for layer in LAYERS if layer != "block.conv1"]
-    assert integer_kernels(quantize(float_path, batches, int8).path)["QLinearConv"] == 4
+    monkeypatch.setattr(qdq, "REQUANTIZED", qdq.REQUANTIZED - qdq.CONVOLUTIONS)
+    int8 = [layer for layer in LAYERS if layer != "conv1"]
+    path = quantizer.write(tmp_path / "q.onnx", static(int8))
+    assert integer_kernels(path)["QLinearConv"] == 4
 
 
-def test_no_int8_layer_gives_the_float_file(
-    float_path: Path, batches: list[ModelInputs], images: torch.Tensor
+def test_no_format_gives_the_float_model(
+    residual: nn.Module, quantizer: PostTraining, images: Tensor, tmp_path: Path
 ) -> None:
-    file = quantize(float_path, batches, [])
-    np.testing.assert_array_equal(run(file.path, images), run(float_path, images))
-    assert file.int8_layers == ()
+    path = quantizer.write(tmp_path / "q.onnx", {})
+    expected = residual(images).detach().numpy()
+    np.testing.assert_allclose(run(path, images), expected, atol=1e-5)
 
 
-def test_the_batch_stays_dynamic(float_path: Path, batches: list[ModelInputs]) -> None:
-    path = quantize(float_path, batches).path
+def test_the_batch_stays_dynamic(quantizer: PostTraining, tmp_path: Path) -> None:
+    path = quantizer.write(tmp_path / "q.onnx", static(LAYERS))
     assert [len(run(path, torch.zeros(n, 3, 8, 8))) for n in (1, 7)] == [1, 7]
 
 
-def test_one_calibration_serves_every_choice_of_layers(float_path: Path) -> None:
-    everything = set(activation_tensors(float_path, LAYERS))
-    for layer in LAYERS:
-        assert set(activation_tensors(float_path, [layer])) <= everything
+def test_an_unknown_layer_is_an_error_with_the_nearest_name(quantizer: PostTraining) -> None:
+    with pytest.raises(ModelError, match="Did you mean 'stem'"):
+        quantizer.simulate(static(["sten"]))
 
 
-def test_a_pad_of_integers_is_filled_with_their_zero(
-    float_path: Path, batches: list[ModelInputs], images: torch.Tensor
+def test_static_layers_without_calibration_are_an_error(
+    residual: nn.Module, images: Tensor
 ) -> None:
-    # uint8 zero is the lowest value of a range around zero: it must not be what is padded with
-    proto = onnx.load(float_path)
-    last = next(node for node in proto.graph.node if node.name == "node_last")
-    relu = next(node for node in proto.graph.node if node.output[0] == "joined")
-    relu.op_type = "Identity"
-    del last.attribute[:]
-    last.input[0] = "padded"
-    pad = onnx.helper.make_node("Pad", ["joined", "sizes"], ["padded"], name="node_pad")
-    proto.graph.node.insert(7, pad)
-    sizes = np.array([0, 0, 1, 1, 0, 0, 1, 1], dtype=np.int64)
-    proto.graph.initializer.append(numpy_helper.from_array(sizes, "sizes"))
-    onnx.save(proto, float_path)
-    file = quantize(float_path, batches)
-    expected, actual = run(float_path, images), run(file.path, images)
-    assert np.abs(actual - expected).mean() < 0.03 * np.abs(expected).mean()
-    assert integer_kernels(file.path)["DequantizeLinear"] == 0
+    quantizer = PostTraining(residual, ModelInputs((images[:2],)))
+    with pytest.raises(DataError, match="nothing to calibrate on"):
+        quantizer.simulate(static(LAYERS))
+    with pytest.raises(DataError, match="no calibration batch"):
+        PostTraining(residual, ModelInputs((images[:2],)), []).simulate(static(LAYERS))
 
 
-def test_weights_round_to_the_nearest_step_of_their_channel() -> None:
-    weight = np.array([[1.27, -0.634], [0.0127, 0.0]], dtype=np.float32)
-    scale = weight_scale(weight, 0, None, np.float32(1.0))
-    np.testing.assert_allclose(scale, [0.01, 0.0001], rtol=1e-6)
-    np.testing.assert_array_equal(quantize_weight(weight, scale, 0), [[127, -63], [127, 0]])
-
-
-def test_a_channel_of_zeros_keeps_its_bias() -> None:
-    weight, bias = np.zeros((2, 3), dtype=np.float32), np.array([0.7, 0.0], dtype=np.float32)
-    scale = weight_scale(weight, 0, bias, np.float32(0.05))
-    steps = 0.05 * scale.astype(np.float64)
-    assert np.isfinite(scale).all()
-    assert (scale > 0).all()
-    assert np.abs(bias / steps).max() < 2**31
-    np.testing.assert_allclose(np.rint(bias / steps) * steps, bias, rtol=1e-6)
-
-
-def test_an_unknown_layer_is_an_error_with_the_nearest_name(float_path: Path) -> None:
-    with pytest.raises(ExportError, match="Did you mean 'stem'"):
-        activation_tensors(float_path, ["sten"])
-
-
-def test_a_missing_range_is_an_error(float_path: Path) -> None:
-    with pytest.raises(ExportError, match="The range of 'input' is not known"):
-        quantize_onnx(float_path, float_path.with_name("q.onnx"), {}, int8_layers=["stem"])
-
-
-def test_an_integer_value_that_is_also_an_output_keeps_its_name(
-    float_path: Path, batches: list[ModelInputs], images: torch.Tensor
-) -> None:
-    proto = onnx.load(float_path)
-    shape = ["batch", 16, 8, 8]
-    joined = onnx.helper.make_tensor_value_info("joined", onnx.TensorProto.FLOAT, shape)
-    proto.graph.output.append(joined)
-    onnx.save(proto, float_path)
-    file = quantize(float_path, batches)
-    onnx.checker.check_model(onnx.load(file.path))
-    assert integer_kernels(file.path)["QLinearConv"] == 4
-    options = ort.SessionOptions()
-    expected, actual = (
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(
-            ["joined"], {"input": images.numpy()}
-        )[0]
-        for path in (float_path, file.path)
-    )
-    assert np.abs(actual - expected).mean() < 0.02 * np.abs(expected).mean()
+def test_a_value_that_is_not_finite_is_named(residual: nn.Module, images: Tensor) -> None:
+    bad = images.clone()
+    bad[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ModelError, match="the value 'x' was not finite"):
+        of(residual, bad).simulate(static(LAYERS))

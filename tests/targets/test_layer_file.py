@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.export.qdq import quantizable_layers
+from compressor.export.qdq import integer_kernels
 from compressor.targets.layer_file import write_layer
 
 
@@ -38,6 +38,28 @@ def test_the_file_computes_the_layer_and_a_relu(
     torch.testing.assert_close(torch.from_numpy(result), layer(sample).relu().detach())
 
 
-def test_the_layer_is_found_by_its_name(tmp_path: Path) -> None:
-    write_layer(nn.Conv2d(4, 6, 3), (1, 4, 8, 8), tmp_path / "layer.onnx")
-    assert quantizable_layers(tmp_path / "layer.onnx") == ["layer"]
+@pytest.mark.parametrize(
+    ("layer", "shape", "kernel"),
+    [
+        (nn.Conv2d(4, 8, 3, padding=1), (2, 4, 9, 9), "QLinearConv"),
+        (nn.Conv2d(4, 4, 3, groups=4, bias=False), (1, 4, 9, 9), "QLinearConv"),
+        (nn.Linear(5, 3), (2, 5), "QGemm"),
+        (nn.Linear(5, 3), (2, 4, 5), "MatMulIntegerToFloat"),
+        (nn.Linear(5, 3, bias=False), (2, 4, 5), "MatMulIntegerToFloat"),
+    ],
+    ids=repr,
+)
+def test_in_int8_it_is_an_integer_kernel_that_computes_nearly_the_same(
+    layer: nn.Module, shape: tuple[int, ...], kernel: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "layer.onnx"
+    write_layer(layer, shape, path, int8=True)
+    assert integer_kernels(path)[kernel] == 1
+    sample = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    (result,) = ort.InferenceSession(str(path)).run(None, {"input": sample.numpy()})
+    expected = (
+        layer(sample).relu().clamp(max=1).detach()
+        if "Conv" in kernel
+        else (layer(sample).relu().detach())
+    )
+    torch.testing.assert_close(torch.from_numpy(result), expected, rtol=0, atol=0.02)

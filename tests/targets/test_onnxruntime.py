@@ -11,6 +11,7 @@ from compressor.errors import DataError, ExportError
 from compressor.export.onnx import export_onnx
 from compressor.export.qdq import integer_kernels
 from compressor.interfaces.inputs import ModelInputs
+from compressor.quantization.plan import STATIC_INT8
 from compressor.targets import OnnxRuntimeModel, OnnxRuntimeTarget
 from compressor.targets.base import Deployed
 from compressor.testing.models import DictModel, TinyResNet, TinyTransformer
@@ -42,7 +43,7 @@ def quantized(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Dep
         model,
         ModelInputs((images(1),)),
         tmp_path_factory.mktemp("int8"),
-        int8_layers=LAYERS,
+        formats=dict.fromkeys(LAYERS, STATIC_INT8),
         calibration=(ModelInputs((images(16, seed),)) for seed in range(3)),
     )
 
@@ -78,7 +79,7 @@ def test_int8_layers_run_on_integers_and_the_float_file_stays(
 def test_int8_without_calibration_says_what_is_missing(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to calibrate on"):
         OnnxRuntimeTarget().deploy(
-            model, ModelInputs((images(1),)), tmp_path, int8_layers=frozenset({"conv1"})
+            model, ModelInputs((images(1),)), tmp_path, formats={"conv1": STATIC_INT8}
         )
 
 
@@ -96,7 +97,7 @@ def test_calibration_batches_are_asked_for_one_after_another(tmp_path: Path) -> 
         DictModel().eval(),
         ModelInputs((batch,)),
         tmp_path,
-        int8_layers=frozenset({"conv"}),
+        formats={"conv": STATIC_INT8},
         calibration=calibration(),
     )
     assert asked == [0, 1]

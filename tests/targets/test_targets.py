@@ -9,6 +9,7 @@ from torch import nn
 
 from compressor.errors import ConfigError, DeviceError
 from compressor.interfaces.inputs import ModelInputs
+from compressor.quantization.plan import STATIC_INT8
 from compressor.structure.archive import packed_size_bytes
 from compressor.structure.factored import blank
 from compressor.targets import EagerTarget, InductorTarget, OnnxRuntimeTarget, Target, make_target
@@ -77,7 +78,7 @@ def test_eager_deploys_a_copy_in_evaluation_mode(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", [EagerTarget(), InductorTarget()], ids=lambda t: t.name)
 def test_int8_is_refused_where_it_does_not_run(target: Target, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not run int8"):
-        target.deploy(TinyMLP(), IMAGES, tmp_path, int8_layers=frozenset({"fc1"}), calibration=[])
+        target.deploy(TinyMLP(), IMAGES, tmp_path, formats={"fc1": STATIC_INT8}, calibration=[])
     with pytest.raises(ConfigError, match="does not run int8"):
         target.layer_latency_ms(nn.Linear(8, 8), (1, 8), int8=True)
 

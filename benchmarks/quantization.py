@@ -1,0 +1,351 @@
+"""Int8 files of real networks: this package against ONNX Runtime's tools and NNCF.
+
+All get the same float32 file or model and the same calibration data; each works in a process of its
+own, whose time and memory above what it began with are measured. Accuracies are of the files in
+ONNX Runtime, on other samples than those that calibrate. Latencies are measured in turns; ratios
+are of the float32 file, above 1 is better. Rows of 4 bits or of weights alone are simulated.
+
+The cases are those of `benchmarks.quantization_models`, the peers of
+`benchmarks.quantization_peers`; what they need is said there. Weights trained on the way are kept
+in --cache, or beside --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import finish, make_parser
+from benchmarks.limits import Report, run_limited
+from benchmarks.quantization_models import CASES, Case, Size, predict_all
+from benchmarks.quantization_peers import FOR_TRANSFORMERS, PEERS, Job, open_session, run_peer
+from compressor.export.onnx import export_onnx
+from compressor.interfaces.inputs import ModelInputs
+from compressor.profiling.latency import interleave
+
+SETTINGS = [(threads, batch) for threads in (1, 2) for batch in (1, 8)]
+AS_FAST = 0.95  # of the peer's latency ratio: what two runs of one file differ by
+MAIN = ("ours, static", "ours, dynamic")  # the rows that are held against the peers
+LIMIT_SECONDS, LIMIT_GIB = 3600.0, 16.0  # of one method
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A call of `compressor.quantize`.
+
+    Attributes:
+        options: of the call.
+        for_transformers: offered to transformers only.
+        is_simulated: judged in torch: the runtime has no kernels for it that would be faster.
+    """
+
+    options: Mapping[str, Any]
+    for_transformers: bool = False
+    is_simulated: bool = False
+
+
+OURS: dict[str, Ours] = {
+    "ours, static": Ours({"format": "static_int8"}),
+    "ours, static, mse": Ours({"format": "static_int8", "method": "mse"}),
+    "ours, static, bias": Ours({"format": "static_int8", "corrections": ("bias",)}),
+    "ours, static, SmoothQuant": Ours(
+        {"format": "static_int8", "corrections": ("smoothquant",)}, for_transformers=True
+    ),
+    "ours, dynamic": Ours({"format": "dynamic_int8"}, for_transformers=True),
+    "W8, nearest": Ours({"format": "weight_int8"}, is_simulated=True),
+    "W4, nearest": Ours({"format": "weight_int4"}, is_simulated=True),
+    "W4, GPTQ": Ours({"format": "weight_int4", "corrections": ("gptq",)}, is_simulated=True),
+    "W4, AdaRound": Ours(
+        {"format": "weight_int4", "corrections": ("adaround",)}, is_simulated=True
+    ),
+    "W4A8, nearest": Ours({"format": "static_int8", "weight_bits": 4}, is_simulated=True),
+    "W4A8, AdaRound": Ours(
+        {"format": "static_int8", "weight_bits": 4, "corrections": ("adaround",)},
+        is_simulated=True,
+    ),
+}
+METHODS = ["float32", *PEERS, *OURS]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    rows: list[Row] = []
+    for name in arguments.only:
+        with tempfile.TemporaryDirectory() as folder:
+            cache = arguments.cache or Path(folder)
+            case = build(name, arguments.data, cache, size_of(arguments), arguments.seed)
+            rows += Bench(case, Path(folder), arguments).rows()
+    finish(rows, summarize(rows), arguments, started)
+
+
+@dataclass
+class Bench:
+    """One case, its float file, and what is made of it."""
+
+    case: Case
+    folder: Path
+    arguments: argparse.Namespace
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        case, began = self.case, time.perf_counter()
+        self.files["float32"] = export_onnx(case.model, case.example, self.folder / "float32.onnx")
+        self.export_seconds = time.perf_counter() - began
+        session = open_session(self.files["float32"])
+        self.names = [item.name for item in session.get_inputs()]
+        self.accuracy, self.answers = self.judge(self.files["float32"])
+
+    def rows(self) -> list[Row]:
+        """Of every method that was asked for and fits the network."""
+        facts = {"predictions": self.answers.tolist(), "seconds": self.export_seconds}
+        rows = [self.row("float32", facts)]
+        for number, method in enumerate(self.arguments.methods):
+            if self.is_offered(method):
+                row = self.run(method, self.folder / f"{number}.onnx")
+                print(row, file=sys.stderr, flush=True)
+                rows.append(row)
+        times = self.measure_latencies()
+        for row in rows:
+            for (threads, batch), milliseconds in times.items():
+                ratio = None
+                if row["method"] in milliseconds:
+                    ratio = milliseconds["float32"] / milliseconds[row["method"]]
+                row[latency_key(threads, batch)] = ratio
+            row["ms"] = times[SETTINGS[0]].get(row["method"])
+        return rows
+
+    def is_offered(self, method: str) -> bool:
+        """Whether it is for networks of this kind."""
+        if method == "float32":
+            return False  # it is there already
+        special = method in FOR_TRANSFORMERS or (method in OURS and OURS[method].for_transformers)
+        return self.case.is_transformer or not special
+
+    def run(self, method: str, path: Path) -> Row:
+        """Let the method work in a process of its own and judge what it wrote."""
+        job = self.job(path)
+        outcome = run_limited(
+            lambda report: self.work(method, job, report),
+            seconds=LIMIT_SECONDS,
+            memory_gib=LIMIT_GIB,
+        )
+        facts = dict(outcome.facts)
+        if outcome.stopped:
+            return self.row(method, {**facts, "predictions": None}, outcome.stopped)
+        if path.exists():
+            self.files[method] = path
+            simulated = facts.get("predictions")
+            _, answers = self.judge(path)
+            facts["predictions"] = answers.tolist()
+            if simulated is not None:
+                facts["differ"] = 100 * share(torch.tensor(simulated) != answers)
+        return self.row(method, facts)
+
+    def work(self, method: str, job: Job, report: Report) -> None:
+        """In the child: the method, its seconds and memory; of ours also the simulation."""
+        with suppress(ImportError):
+            import nncf  # noqa: F401  # seconds that are not of the method
+        before, began = resident_mib(), time.perf_counter()
+        report(stage="quantizing")
+        module = None
+        if method in PEERS:
+            run_peer(method, job)
+        else:
+            module = ours(self.case, OURS[method], job.path)
+        report(seconds=time.perf_counter() - began, peak_mib=peak_mib() - before)
+        if module is not None:
+            report(stage="simulating")
+            predictions = predict_all(lambda batch: batch.call(module), self.case.evaluation)
+            report(predictions=predictions.tolist())
+
+    def job(self, path: Path) -> Job:
+        case = self.case
+        return Job(
+            self.files["float32"],
+            path,
+            calibration=[self.feed(batch) for batch in case.calibration],
+            evaluation=[self.feed(batch) for batch in case.evaluation],
+            labels=case.labels.numpy(),
+            is_transformer=case.is_transformer,
+        )
+
+    def feed(self, batch: ModelInputs) -> dict[str, Any]:
+        """The arguments of a run of a file."""
+        arrays = [tensor.numpy() for tensor in batch.tensors()]
+        return dict(zip(self.names, arrays, strict=True))
+
+    def judge(self, path: Path) -> tuple[float, Tensor]:
+        """Accuracy in percent of a file, and its answers."""
+        session = open_session(path)
+        return self.case.evaluate(lambda batch: session.run(None, self.feed(batch))[0])
+
+    def measure_latencies(self) -> dict[tuple[int, int], dict[str, float]]:
+        """(threads, batch) -> method -> milliseconds, of all files in turns."""
+        rounds, block_ms = (2, 20.0) if self.arguments.quick else (11, 150.0)
+        times = {}
+        for threads, batch in SETTINGS:
+            feed = self.feed(self.case.example.with_batch(batch))
+            sessions = {name: open_session(path, threads) for name, path in self.files.items()}
+            calls: dict[str, Callable[[], object]] = {
+                name: lambda session=session, feed=feed: session.run(None, feed)
+                for name, session in sessions.items()
+            }
+            timings = interleave(calls, rounds=rounds, block_ms=block_ms, warmup_ms=block_ms)
+            times[threads, batch] = {name: timing.median_ms for name, timing in timings.items()}
+        return times
+
+    def row(self, method: str, facts: Mapping[str, Any], note: str = "") -> Row:
+        accuracy = agreement = None
+        if facts.get("predictions") is not None:
+            answers = torch.tensor(facts["predictions"])
+            accuracy = 100 * share(answers == self.case.labels)
+            agreement = 100 * share(answers == self.answers)
+        file = self.files.get(method)
+        return {
+            "case": self.case.name,
+            "method": method,
+            "accuracy %": accuracy,
+            "drop": None if accuracy is None else self.accuracy - accuracy,
+            "as float %": agreement,
+            "simulation differs %": facts.get("differ"),
+            "ms": None,
+            **{latency_key(threads, batch): None for threads, batch in SETTINGS},
+            "MB": file.stat().st_size / 1e6 if file else None,
+            "seconds": facts.get("seconds"),
+            "peak MiB": facts.get("peak_mib"),
+            "note": note,
+        }
+
+
+def ours(case: Case, how: Ours, path: Path) -> Callable[..., Any]:
+    """Quantize a copy of the case's model; write the file unless the row is simulated.
+
+    Returns:
+        The simulation in torch, called like the model.
+    """
+    import compressor
+
+    quantized = compressor.quantize(case.model, case.calibration, **how.options)
+    if not how.is_simulated:
+        quantized.save_onnx(path)
+    module: Callable[..., Any] = quantized.module
+    return module
+
+
+def build(name: str, data: Path, cache: Path, size: Size, seed: int) -> Case:
+    try:
+        return CASES[name](data, cache, size, seed)
+    except ImportError as error:
+        raise SystemExit(
+            f"{name} needs {error.name}. See the first lines of benchmarks/quantization_models.py."
+        ) from error
+
+
+def summarize(rows: Sequence[Row]) -> dict[str, float]:
+    """The drop and the speed of EfficientNet-Lite0, and how we stand against the peers.
+
+    `never_worse_than_peers` is 1 if for every file of a peer one of ours is as fast and at least as
+    accurate; `points_behind_peers` is by how much the worst of ours falls short, 0 if none does.
+    The latency ratio is the least of all threads and batches. `seconds_of_accuracy_control` is the
+    largest share that our static row, which begins with the torch model, takes of the time of the
+    float export and NNCF's accuracy control.
+    """
+    summary: dict[str, float] = {}
+    static = {row["case"]: row for row in rows if row["method"] == MAIN[0] and is_done(row)}
+    if "efficientnet_lite0" in static:
+        row = static["efficientnet_lite0"]
+        summary["efficientnet_int8_drop"] = row["drop"]
+        summary["efficientnet_latency_ratio"] = min(row[latency_key(*s)] for s in SETTINGS)
+    behind = [points_behind(row, rows) for row in rows if row["method"] in PEERS and is_done(row)]
+    if behind and any(row["method"] in MAIN for row in rows):
+        summary["never_worse_than_peers"] = float(max(behind) <= 0)
+        summary["points_behind_peers"] = max(0.0, *behind)
+    exports = {row["case"]: row["seconds"] for row in rows if row["method"] == "float32"}
+    shares = [
+        static[row["case"]]["seconds"] / (exports[row["case"]] + row["seconds"])
+        for row in rows
+        if row["method"] == "NNCF accuracy control" and is_done(row) and row["case"] in static
+    ]
+    if shares:
+        summary["seconds_of_accuracy_control"] = max(shares)
+    return summary
+
+
+def points_behind(peer: Row, rows: Sequence[Row]) -> float:
+    """By how many points the best of ours that is as fast is less accurate; all if none is."""
+    key = latency_key(*SETTINGS[0])
+    rivals = [
+        row["accuracy %"]
+        for row in rows
+        if row["case"] == peer["case"]
+        and row["method"] in MAIN
+        and is_done(row)
+        and row[key] >= AS_FAST * peer[key]
+    ]
+    return float(peer["accuracy %"] - max(rivals, default=0.0))
+
+
+def is_done(row: Row) -> bool:
+    """Whether it came to a file."""
+    return row[latency_key(*SETTINGS[0])] is not None
+
+
+def latency_key(threads: int, batch: int) -> str:
+    return f"ratio, {threads} thread{'s' * (threads > 1)}, batch {batch}"
+
+
+def share(claims: Tensor) -> float:
+    """Fraction of the claims that hold."""
+    return claims.double().mean().item()
+
+
+def resident_mib() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def size_of(arguments: argparse.Namespace) -> Size:
+    if arguments.quick:
+        return Size(calibration=32, evaluation=64, training=640)
+    return Size(training=arguments.training_samples)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", default=None)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=METHODS)
+    parser.add_argument(
+        "--training-samples", type=int, default=Size.training, help="of what is trained here"
+    )
+    parser.add_argument("--cache", type=Path, help="folder of the weights that are trained here")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        parser.error("give the folder of the images and weights: --data DIR")
+    arguments.data = Path(arguments.data)
+    if arguments.cache is None and arguments.json is not None:
+        arguments.cache = arguments.json.parent
+    if arguments.only is None:
+        arguments.only = list(CASES)[:2] if arguments.quick else list(CASES)
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

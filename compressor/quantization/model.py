@@ -1,0 +1,222 @@
+"""A model with quantizers: it computes what the quantized file computes, and can be trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.quantization.affine import fake_quantize
+from compressor.quantization.graph import Product, QuantizationGraph
+from compressor.quantization.placement import Placement
+from compressor.quantization.plan import QuantizationPlan, TensorPlan, bias_scale, place_static
+from compressor.quantization.scheme import ACTIVATION
+
+QUANTIZERS = "quantizers"
+TINY = torch.finfo(torch.float32).tiny
+
+
+class Quantizer(nn.Module):
+    """Rounds a tensor to the numbers that its integers can say.
+
+    Attributes:
+        scheme: of the integers.
+        scale: a buffer; after `learn_scale` a parameter.
+        zero_point: a buffer, int32.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, plan: TensorPlan) -> None:
+        """With the numbers of `plan`."""
+        super().__init__()
+        self.scheme = plan.scheme
+        self.register_buffer("scale", plan.scale.clone())
+        self.register_buffer("zero_point", plan.zero_point.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` rounded, of its shape."""
+        return fake_quantize(x, self.scale, self.zero_point, self.scheme)
+
+    def learn_scale(self) -> None:
+        """Let training change the scale (learned step size)."""
+        scale = self.scale
+        del self.scale
+        self.scale = nn.Parameter(scale)
+
+    def plan(self) -> TensorPlan:
+        """The numbers that it has now."""
+        return TensorPlan(self.scheme, self.scale.detach().cpu(), self.zero_point.cpu())
+
+    def extra_repr(self) -> str:
+        """The scheme."""
+        return f"{self.scheme.to_json()}"
+
+
+class DynamicQuantizer(nn.Module):
+    """Rounds a tensor to uint8 of the range that it has in this call, as DynamicQuantizeLinear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` rounded, of its shape."""
+        scale, zero_point = dynamic_parameters(x.detach())
+        return fake_quantize(x, scale, zero_point, ACTIVATION)
+
+
+class BiasQuantizer(nn.Module):
+    """Rounds a bias to whole steps of the products that it is added to."""
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        """With steps of `scale`, () or (out,)."""
+        super().__init__()
+        self.register_buffer("scale", scale.clone())
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """`bias` (out,) rounded; the gradient passes."""
+        rounded = (bias.detach().double() / self.scale.double()).round().to(bias.dtype)
+        return bias + (rounded * self.scale - bias).detach()
+
+
+def dynamic_parameters(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that DynamicQuantizeLinear of ONNX finds for `x`."""
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale < TINY, 1.0, scale)
+    return scale, (-low / scale).round().clamp(0, 255).to(torch.int32)
+
+
+class QuantizedModel(nn.Module):
+    """A model as a plan says, called like the model.
+
+    It holds the model's own parameters, by their names, below `graph`. Training it (its batch norms
+    are folded) trains them through the rounding.
+    """
+
+    def __init__(self, graph: QuantizationGraph, plan: QuantizationPlan) -> None:
+        """Put quantizers into a copy of the graph; the parameters are shared with it.
+
+        Args:
+            graph: of the model.
+            plan: made for `graph`.
+
+        Raises:
+            ModelError: if a layer of the plan does not exist.
+        """
+        super().__init__()
+        self.source = _Kept(graph)
+        self.formats = dict(plan.formats)
+        self.graph = _Builder(graph, plan).build()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns."""
+        return self.graph(*args, **kwargs)
+
+    def plan(self) -> QuantizationPlan:
+        """The numbers that the quantizers have now."""
+        quantizers = self.quantizers()
+        return QuantizationPlan(
+            self.formats,
+            {key: quantizer.plan() for (kind, key), quantizer in quantizers.items() if kind == "w"},
+            {key: quantizer.plan() for (kind, key), quantizer in quantizers.items() if kind == "a"},
+        )
+
+    def quantizers(self) -> Mapping[tuple[str, str], Quantizer]:
+        """By ("w", path of a weight) or ("a", name of an activation)."""
+        found = {}
+        for module in self.graph.modules():
+            if isinstance(module, Quantizer):
+                kind, key = cast(tuple[str, str], module.key)
+                found[kind, key] = module
+        return found
+
+
+class _Kept:
+    """Holds a graph without its modules becoming modules of the holder."""
+
+    def __init__(self, graph: QuantizationGraph) -> None:
+        self.graph = graph
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
+        return self
+
+
+class _Builder:
+    """Copies a graph and puts the quantizers of a plan into the copy."""
+
+    def __init__(self, graph: QuantizationGraph, plan: QuantizationPlan) -> None:
+        self._source = graph
+        self._plan = plan
+        self._module, self._copied = copy_graph(graph.module)
+        self._names: dict[tuple[str, str], str] = {}
+        holder = nn.Module()
+        self._module.add_module(QUANTIZERS, holder)
+        self._holder = holder
+
+    def build(self) -> fx.GraphModule:
+        placement = place_static(self._source, self._plan.formats)
+        for product in self._source.products_of(self._plan.formats):
+            self._quantize_product(product, placement)
+        for value in placement.scale_of:
+            self._quantize_value(value, placement)
+        self._module.graph.lint()
+        self._module.recompile()
+        return self._module
+
+    def _quantize_product(self, product: Product, placement: Placement) -> None:
+        node = self._copied[product.node]
+        weight = self._plan.weights.get(product.weight)
+        if weight is not None:
+            self._insert(node, 1, self._shared("w", product.weight, weight))
+        scale = bias_scale(product, self._plan, placement)
+        if scale is not None:
+            name = self._add(f"bias_{product.node.name}", BiasQuantizer(scale))
+            self._insert(node, 2, name)
+        if self._plan.formats[product.layer].activations == "dynamic":
+            self._insert(node, 0, self._add(f"dynamic_{product.node.name}", DynamicQuantizer()))
+
+    def _quantize_value(self, value: fx.Node, placement: Placement) -> None:
+        """Put a quantizer behind the value, for those that shall read integers."""
+        origin = placement.scale_of[value].name
+        name = self._shared("a", origin, self._plan.activations[origin])
+        node = self._copied[value]
+        readers = {self._copied[reader] for reader in placement.readers(value)}
+        if not readers:
+            return
+        with self._module.graph.inserting_after(node):
+            rounded = self._module.graph.call_module(name, (node,))
+        rounded.meta = {"val": node.meta["val"]}
+        node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user in readers)
+
+    def _insert(self, node: fx.Node, position: int, name: str) -> None:
+        """Let an argument of the node go through a module."""
+        argument = cast(fx.Node, node.args[position])
+        with self._module.graph.inserting_before(node):
+            rounded = self._module.graph.call_module(name, (argument,))
+        rounded.meta = {"val": argument.meta.get("val")}
+        node.update_arg(position, rounded)
+
+    def _shared(self, kind: str, key: str, plan: TensorPlan) -> str:
+        """The path of the one quantizer of a tensor."""
+        if (kind, key) not in self._names:
+            quantizer = Quantizer(plan)
+            quantizer.key = (kind, key)  # type: ignore[assignment]
+            self._names[kind, key] = self._add(key.replace(".", "_"), quantizer)
+        return self._names[kind, key]
+
+    def _add(self, name: str, module: nn.Module) -> str:
+        if name in self._holder._modules:
+            name = f"{name}_{len(self._holder._modules)}"
+        self._holder.add_module(name, module)
+        return f"{QUANTIZERS}.{name}"
+
+
+def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A graph module of its own that shares all tensors, and its nodes by those of `module`."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    copied = copy.deepcopy(module, shared)
+    return copied, dict(zip(module.graph.nodes, copied.graph.nodes, strict=True))

@@ -1,0 +1,198 @@
+"""What is quantized, and how: for every tensor its scheme, its scale and its zero point.
+
+A plan is made of a graph, of the format that each layer shall have, and of observed ranges. The
+simulation in torch and the exported file are both made of it, so they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from compressor.quantization.affine import channel_range, parameters_of_range
+from compressor.quantization.graph import Product, QuantizationGraph
+from compressor.quantization.placement import Placement, place
+from compressor.quantization.scheme import ACTIVATION, WEIGHT, Scheme
+
+Activations = Literal["static", "dynamic", "float"]
+# a bias in steps of (scale of the input) * (scale of the weight) must fit 32 bits
+BIAS_STEPS = 2.0**30
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """How a layer is stored and computed.
+
+    Attributes:
+        weight: of its weight.
+        activations: "static": it reads integers whose range was calibrated; "dynamic": integers
+            whose range is found in every call; "float": only the weight is stored in few bits.
+    """
+
+    weight: Scheme = WEIGHT
+    activations: Activations = "static"
+
+
+STATIC_INT8 = LayerFormat()
+DYNAMIC_INT8 = LayerFormat(activations="dynamic")
+WEIGHT_INT8 = LayerFormat(activations="float")
+WEIGHT_INT4 = LayerFormat(Scheme(4, signed=True, symmetric=True, axis=0, block=32), "float")
+
+Formats = Mapping[str, LayerFormat]
+Ranges = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor in few bits.
+
+    Attributes:
+        scheme: of its integers.
+        scale: (), (size,) or (size, blocks); see `affine.quantize`.
+        zero_point: of the same shape.
+    """
+
+    scheme: Scheme
+    scale: Tensor
+    zero_point: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers as lists."""
+        return {
+            "scheme": self.scheme.to_json(),
+            "scale": self.scale.tolist(),
+            "zero_point": self.zero_point.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorPlan:
+        """What `to_json` wrote."""
+        return cls(
+            Scheme(**data["scheme"]),
+            torch.tensor(data["scale"], dtype=torch.float32),
+            torch.tensor(data["zero_point"], dtype=torch.int32),
+        )
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """How a model is quantized.
+
+    Attributes:
+        formats: of layers, by name; others stay in float.
+        weights: by path of the parameter.
+        activations: by name in the graph: those that have a range of their own.
+    """
+
+    formats: Mapping[str, LayerFormat] = field(default_factory=dict)
+    weights: Mapping[str, TensorPlan] = field(default_factory=dict)
+    activations: Mapping[str, TensorPlan] = field(default_factory=dict)
+
+    def layers(self, activations: Activations) -> list[str]:
+        """Layers whose activations are so."""
+        return [name for name, form in self.formats.items() if form.activations == activations]
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file; see `from_json`."""
+        return {
+            "formats": {
+                name: {"weight": form.weight.to_json(), "activations": form.activations}
+                for name, form in self.formats.items()
+            },
+            "weights": {path: tensor.to_json() for path, tensor in self.weights.items()},
+            "activations": {name: tensor.to_json() for name, tensor in self.activations.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> QuantizationPlan:
+        """What `to_json` wrote."""
+        return cls(
+            {
+                name: LayerFormat(Scheme(**form["weight"]), form["activations"])
+                for name, form in data["formats"].items()
+            },
+            {path: TensorPlan.from_json(tensor) for path, tensor in data["weights"].items()},
+            {name: TensorPlan.from_json(tensor) for name, tensor in data["activations"].items()},
+        )
+
+
+def make_plan(
+    graph: QuantizationGraph,
+    formats: Formats,
+    ranges: Ranges,
+    *,
+    activation: Scheme = ACTIVATION,
+) -> QuantizationPlan:
+    """Scales and zero points for the layers of `formats`.
+
+    Args:
+        graph: of the model.
+        formats: of the layers that are quantized.
+        ranges: (low, high) of at least `observed_values(graph, …)`, by name.
+        activation: the scheme of all activations.
+
+    Raises:
+        ModelError: if there is no such layer.
+    """
+    placement = place_static(graph, formats)
+    activations = {
+        node.name: TensorPlan(activation, *parameters_of_range(*ranges[node.name], activation))
+        for node in placement.origins
+    }
+    weights: dict[str, TensorPlan] = {}
+    for product in graph.products_of(formats):
+        form = formats[product.layer]
+        if form.weight.is_float:
+            continue
+        known = weights.get(product.weight)
+        scale, zero_point = known_or_new(known, graph.tensor(product.weight), form.weight)
+        if form.activations == "static" and product.bias is not None:
+            origin = placement.scale_of[product.source]
+            source_scale = activations[origin.name].scale
+            scale = fitting_bias(scale, graph.tensor(product.bias), source_scale)
+        weights[product.weight] = TensorPlan(form.weight, scale, zero_point)
+    return QuantizationPlan(dict(formats), weights, activations)
+
+
+def place_static(graph: QuantizationGraph, formats: Formats) -> Placement:
+    """Where the quantizers of the layers with static activations sit."""
+    return place(graph, [name for name, form in formats.items() if form.activations == "static"])
+
+
+def observed_values(graph: QuantizationGraph, layers: Iterator[str] | list[str]) -> list[str]:
+    """Names of the values whose ranges any choice among `layers` needs."""
+    return [node.name for node in place(graph, list(layers)).origins]
+
+
+def known_or_new(known: TensorPlan | None, weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a weight; of a shared one, those that it has."""
+    if known is not None:
+        return known.scale, known.zero_point
+    return parameters_of_range(*channel_range(weight.detach().cpu(), scheme), scheme)
+
+
+def fitting_bias(scale: Tensor, bias: Tensor, source_scale: Tensor) -> Tensor:
+    """A weight's scales, no finer than that the bias, in steps of both scales, fits 32 bits.
+
+    It matters for a channel whose weight is almost all zeros.
+    """
+    if scale.dim() != 1:
+        return scale
+    least = bias.detach().cpu().abs() / (source_scale * BIAS_STEPS)
+    return torch.maximum(scale, least.to(scale.dtype))
+
+
+def bias_scale(product: Product, plan: QuantizationPlan, placement: Placement) -> Tensor | None:
+    """The step of the product's bias, (out,) or (); None where it is added in float."""
+    form = plan.formats[product.layer]
+    is_added_inside = product.is_convolution or product.is_matrix
+    if product.bias is None or form.activations != "static" or not is_added_inside:
+        return None
+    weight = plan.weights.get(product.weight)
+    if weight is None or weight.scheme.block is not None:
+        return None
+    return plan.activations[placement.scale_of[product.source].name].scale * weight.scale
