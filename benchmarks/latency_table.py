@@ -159,7 +159,9 @@ class Bench:
         # Blocks are removed, and layers of an attention that was replaced have other names.
         chains = {name for name, m in variant.named_modules() if isinstance(m, Factored)}
         left = chains | costly_layers(variant).keys()
-        numbers = [Choice("static_int8", n, {"bits": 8}) for n in int8_layers if n in left]
+        numbers = [
+            Choice("quantization", n, {"format": "static_int8"}) for n in int8_layers if n in left
+        ]
         with tempfile.TemporaryDirectory() as folder:
             deployed = self.deployment.deploy(
                 variant,

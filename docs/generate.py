@@ -47,7 +47,7 @@ def techniques_page() -> str:
         "# Techniques",
         "",
         "Made from the cards in the code by `python -m docs.generate`. The engine may use all, or",
-        'those that `config={"techniques": ["channel_pruning", "static_int8"]}` names. They are',
+        'those that `config={"techniques": ["channel_pruning", "quantization"]}` names. They are',
         "applied stage by stage, in this order. Classes are in `compressor.techniques`, functions",
         "in `compressor.functional`.",
         "",

@@ -65,13 +65,13 @@ class FakeBench:
         return ()
 
     def is_number(self, technique: str) -> bool:
-        return technique == "static_int8"
+        return technique == "quantization"
 
     def propose(self) -> list[Choice]:
         self.calls.append("propose")
         removals = [Choice("block_removal", layer, {"removed": True}) for layer in LAYERS]
-        numbers = [Choice("static_int8", layer, {"bits": 8}) for layer in LAYERS]
-        wanted = self.job.config.techniques or ("block_removal", "static_int8")
+        numbers = [Choice("quantization", layer, {"format": "static_int8"}) for layer in LAYERS]
+        wanted = self.job.config.techniques or ("block_removal", "quantization")
         return [choice for choice in removals + numbers if choice.technique in wanted]
 
     def layers(self) -> Mapping[str, LayerState]:
@@ -80,7 +80,7 @@ class FakeBench:
     def effects(self, choices: Sequence[Choice]) -> Mapping[str, Mapping[str, LayerChange]]:
         return {
             c.key: {
-                c.site: LayerChange(bits=8) if "bits" in c.setting else LayerChange(removes=True)
+                c.site: LayerChange(bits=8) if "format" in c.setting else LayerChange(removes=True)
             }
             for c in choices
         }
@@ -96,7 +96,7 @@ class FakeBench:
 
     def damage_of(self, choice: Choice) -> float:
         self.calls.append(f"sense {choice.technique} {choice.site}")
-        if choice.technique == "static_int8":
+        if choice.technique == "quantization":
             return 0.001
         return 0.1 * (1 + list(LAYERS).index(choice.site))
 
@@ -147,9 +147,9 @@ class FakeBench:
         removed = plan.of("block_removal")
         damage = sum(0.1 * (1 + list(LAYERS).index(choice.site)) for choice in removed)
         kept = max(1 - RECOVERED_PER_EPOCH * model.epochs, 0.2)
-        points = POINTS_PER_DAMAGE * damage * kept + self.int8_points * len(plan.of("static_int8"))
+        points = POINTS_PER_DAMAGE * damage * kept + self.int8_points * len(plan.of("quantization"))
         layers = 1 + len(LAYERS) - len(removed)  # one layer is no site
-        eighths = 4 * layers - 3 * len(plan.of("static_int8"))
+        eighths = 4 * layers - 3 * len(plan.of("quantization"))
         cost = Cost(layers * 256, layers * 100, eighths * 64, latency_ms=eighths / 4)
         return Judged({"accuracy": REFERENCE_ACCURACY - points}, cost)
 

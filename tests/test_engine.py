@@ -74,10 +74,10 @@ def test_int8_outside_delta_leaves_as_few_layers_in_float_as_suffice(tmp_path: P
         options,
         optimization="compression",
         delta=1.0,
-        techniques=["static_int8"],
+        techniques=["quantization"],
         budget={"trials": 1},
     )
-    in_int8 = len(result.plan.of("static_int8"))
+    in_int8 = len(result.plan.of("quantization"))
     assert in_int8 == 3  # 3 layers cost 0.9 points, 4 would cost 1.2
     assert result.certificate.within_delta
 

@@ -578,7 +578,7 @@ def test_the_only_metric_needs_no_key(
 def test_a_changed_evaluation_is_another_run(
     trained: nn.Module, data: dict[str, Any], tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {"techniques": ["static_int8"]}
+    changes: dict[str, Any] = {"techniques": ["quantization"]}
     make_engine(trained, data, tmp_path, **changes).run()
     halved = make_engine(
         trained,

@@ -207,8 +207,7 @@ class _ExportForm:
     def _integer_bias(self, call: fx.Node, quantizer: BiasQuantizer) -> fx.Node:
         path = str(cast(fx.Node, call.args[0]).target)
         scale = quantizer.scale.cpu()
-        bias = self._module.get_parameter(path).detach().cpu()
-        integers = (bias.double() / scale.double()).round().to(torch.int32)
+        integers = quantizer.integers(self._module.get_parameter(path)).cpu()
         name = f"{path}_{call.name}"
         with self._graph.inserting_before(call):
             stored = [

@@ -21,7 +21,7 @@ from compressor.hardware import describe_machine
 from compressor.interfaces.inputs import ModelInputs
 from compressor.logs import get_logger
 from compressor.profiling.latency import Timing
-from compressor.quantization.plan import STATIC_INT8, Formats
+from compressor.quantization.plan import Formats, find_format
 from compressor.result import Parity, Plan
 from compressor.structure.factored import factor_names
 from compressor.structure.fusion import fold
@@ -31,7 +31,7 @@ from compressor.targets.layer_latencies import machine_path
 
 logger = get_logger(__name__)
 
-INT8 = "static_int8"
+QUANTIZATION = "quantization"
 IMAGE_DIMS = 4
 
 
@@ -111,13 +111,13 @@ class Deployment:
         plan: Plan,
         calibration: Iterable[ModelInputs],
     ) -> Deployed:
-        """`model` on the target, with the layers in int8 that `plan` names.
+        """`model` on the target, with the layers quantized that `plan` names.
 
         Of a layer that has become a chain, all layers of the chain.
         """
         formats = {
-            name: STATIC_INT8
-            for choice in plan.of(INT8)
+            name: find_format(choice.setting["format"])
+            for choice in plan.of(QUANTIZATION)
             for name in factor_names(model, choice.site)
         }
         return self.target.deploy(
@@ -138,9 +138,9 @@ class Deployment:
         timing = self.target.measure({"reference": reference, "model": module}, inputs)
         return reference_ms * timing["model"].median_ms / timing["reference"].median_ms
 
-    def layer_latency_ms(self, layer: nn.Module, shape: tuple[int, ...], int8: bool) -> float:
-        """Milliseconds of one layer alone."""
-        return self.target.layer_latency_ms(layer, shape, int8 and self.target.supports_int8)
+    def layer_latency_ms(self, layer: nn.Module, shape: tuple[int, ...], form: str) -> float:
+        """Milliseconds of one layer alone, in a format if the target has any."""
+        return self.target.layer_latency_ms(layer, shape, form if self.target.supports_int8 else "")
 
     def export(
         self,

@@ -30,6 +30,7 @@ from compressor.targets.layer_latencies import LayerLatencies
 logger = get_logger(__name__)
 
 INT8_BITS = 8
+STATIC = "static_int8"
 
 
 class LatencyModel:
@@ -101,7 +102,7 @@ class LatencyModel:
 
     def cost(self, name: str, state: LayerState) -> float:
         """Milliseconds."""
-        is_int8 = state.bits < FLOAT_BITS
+        is_int8 = state.format == STATIC
         latency_ms = self._factors[is_int8] * self._raw(name, state)
         converts = latency_ms > 0 and not is_int8 and name in self._int8_layers
         return latency_ms + (self._conversion_ms if converts else 0.0)
@@ -117,7 +118,7 @@ class LatencyModel:
         """Milliseconds alone: as told before, timed, or estimated."""
         if state.is_removed:
             return 0.0
-        state = replace(state, stored_bits=None)
+        state = replace(state, bits=FLOAT_BITS, stored_bits=None)
         return self._table.get(f"{name} {state}", lambda: self._time(name, state))
 
     def _time(self, name: str, state: LayerState) -> float:
@@ -143,7 +144,7 @@ class LatencyModel:
             return macs * self._ms_per_mac()
 
         def distance(known: LayerState) -> tuple[bool, float]:
-            return known.bits != state.bits, abs(math.log(self._macs(name, known) / macs))
+            return known.format != state.format, abs(math.log(self._macs(name, known) / macs))
 
         nearest = min(timed, key=distance)
         return timed[nearest] * macs / self._macs(name, nearest)
@@ -203,8 +204,8 @@ def narrowed(group: ChannelGroup, width: int, layers: Mapping[str, Layer]) -> di
 
 
 def in_int8(state: LayerState) -> LayerState:
-    """`state` with eight bits."""
-    return replace(state, bits=INT8_BITS)
+    """`state` with weights and activations of eight bits, in fixed ranges."""
+    return replace(state, bits=INT8_BITS, format=STATIC)
 
 
 def _ratio(value: float, whole: float) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from compressor.quantization.plan import find_format
 from compressor.result import Choice
 from compressor.search.space import FLOAT_BITS, LayerChange, LayerCost, LayerState
 from compressor.structure.factored import (
@@ -53,10 +54,12 @@ def stated_change(choice: Choice) -> LayerChange | None:
     None for those whose effect has to be read off an edited copy.
     """
     setting = choice.setting
-    if not setting.keys() & {"bits", "form", "stored_bits"}:
+    if not setting.keys() & {"format", "form", "stored_bits"}:
         return None
+    quantized = setting.get("format", "")
     return LayerChange(
-        bits=setting.get("bits"),
+        bits=find_format(quantized).stored_bits if quantized else None,
+        format=quantized,
         form=setting.get("form", ""),
         ranks=tuple(setting.get("ranks", ())),
         stored_bits=setting.get("stored_bits"),
@@ -180,7 +183,7 @@ def macs_cost(
         whole = macs[name] * prod(_weight_shape(layers[name], state)) / weight.numel()
         if not state.form:
             return whole
-        return whole * share(name, replace(state, bits=FLOAT_BITS, stored_bits=None))
+        return whole * share(name, replace(state, bits=FLOAT_BITS, format="", stored_bits=None))
 
     return cost
 
@@ -188,14 +191,14 @@ def macs_cost(
 def latency_cost(
     layers: Mapping[str, Layer],
     input_shapes: Mapping[str, Shape],
-    time_layer: Callable[[Layer | Factored, Shape, bool], float],
+    time_layer: Callable[[Layer | Factored, Shape, str], float],
 ) -> LayerCost:
     """Milliseconds of a layer, timed alone on the target; equal layers are timed once.
 
     Args:
         layers: of the reference.
         input_shapes: of each, at the target's batch size.
-        time_layer: times a layer, or a chain, on an input shape, in int8 or not.
+        time_layer: times a layer, or a chain, on an input shape, in a format ("" is float).
     """
 
     def cost(name: str, state: LayerState) -> float:
@@ -203,7 +206,7 @@ def latency_cost(
             return 0.0
         layer = layers[name]
         shape = resized_input(layer, input_shapes[name], state.inputs)
-        return time_layer(in_state(layer, state), shape, state.bits < FLOAT_BITS)
+        return time_layer(in_state(layer, state), shape, state.format)
 
     return cost
 

@@ -18,11 +18,10 @@ from compressor.export.post_training import PostTraining
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_calls, check_training
 from compressor.frameworks.defaults import make_task
-from compressor.frameworks.deployment import INT8, Deployment
+from compressor.frameworks.deployment import QUANTIZATION, Deployment
 from compressor.frameworks.divergence import divergence
 from compressor.frameworks.identity import source_of, stable
-from compressor.frameworks.int8_layers import allowed_layers
-from compressor.frameworks.latency_model import LatencyModel, group_latency_ms
+from compressor.frameworks.latency_model import STATIC, LatencyModel, group_latency_ms
 from compressor.frameworks.layer_costs import (
     costly_layers,
     latency_cost,
@@ -32,6 +31,7 @@ from compressor.frameworks.layer_costs import (
     stated_change,
     structural_changes,
 )
+from compressor.frameworks.layer_formats import allowed_formats, possible_formats
 from compressor.frameworks.recovery import Recovery
 from compressor.frameworks.subset import Subset, draw_subset, model_digest, outputs_on
 from compressor.interfaces.data import check_data, first_batch, move
@@ -40,7 +40,7 @@ from compressor.logs import get_logger
 from compressor.profiling.counts import count
 from compressor.profiling.memory import peak_activation_memory
 from compressor.progress import Progress
-from compressor.quantization.plan import STATIC_INT8
+from compressor.quantization.plan import STATIC_INT8, find_format
 from compressor.result import Choice, Cost, Plan, digest
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.structure import archive
@@ -224,7 +224,7 @@ class TorchBench:
     def damage_of(self, choice: Choice) -> float:
         """Divergence of the outputs on the subset when `choice` alone is made."""
         if self.is_number(choice.technique):
-            module = self._quantizer.simulate({choice.site: STATIC_INT8})
+            module = self._quantizer.simulate({choice.site: find_format(choice.setting["format"])})
             outputs = outputs_on(module, self.subset.inputs, torch.device("cpu"))
         else:
             variant = self.build(Plan((choice,)))
@@ -336,7 +336,7 @@ class TorchBench:
             accumulate_gradients=self._accumulate_gradients,
             stores_compact=self._counts_bytes and self._deployment.target.stores_compact,
             layer_saves=self._layer_saves if self.config.optimization == "latency" else None,
-            runtime_layers=self._int8_layers,
+            layer_formats=lambda: self._layer_formats,
         )
 
     @cached_property
@@ -373,7 +373,9 @@ class TorchBench:
     @cached_property
     def _int8_choices(self) -> Sequence[str]:
         """Layers that may be quantized in this run."""
-        return self._int8_layers() if INT8 in self.techniques else ()
+        if QUANTIZATION not in self.techniques:
+            return ()
+        return [name for name, formats in self._layer_formats.items() if STATIC in formats]
 
     @cached_property
     def _latency(self) -> LatencyModel:
@@ -416,9 +418,14 @@ class TorchBench:
         is_limited = self.config.budget.size_bytes is not None
         return is_limited or self.config.optimization == "compression"
 
-    def _int8_layers(self) -> Sequence[str]:
-        layers = self._quantizer.layers if self._deployment.supports_int8 else []
-        return allowed_layers(layers, self.reference, self.config.custom_compression)
+    @cached_property
+    def _layer_formats(self) -> Mapping[str, Sequence[str]]:
+        """What each layer may be quantized to."""
+        if not self._deployment.supports_int8:
+            return {}
+        layers, custom = self._quantizer.layers, self.config.custom_compression
+        possible = possible_formats(layers, self.reference, self.config.optimization)
+        return allowed_formats(possible, self.reference, custom)
 
     def _accumulate_gradients(self, model: nn.Module) -> None:
         """The gradient of the user's loss over the subset; batch norms use their statistics."""
@@ -477,6 +484,6 @@ def _make_techniques(config: Config) -> dict[str, Technique]:
     if not classes:
         raise ConfigError(
             f"techniques={names} has none that quantizes, and optimization='quantization'. Add "
-            "'static_int8', or choose another optimization."
+            "'quantization', or choose another optimization."
         )
     return {name: cls() for name, cls in classes.items()}

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.quantization.affine import fake_quantize
+from compressor.quantization.affine import fake_quantize, parameters_of_range
 from compressor.quantization.graph import Product, QuantizationGraph
 from compressor.quantization.placement import Placement
 from compressor.quantization.plan import QuantizationPlan, TensorPlan, bias_scale, place_static
 from compressor.quantization.scheme import ACTIVATION
+from compressor.quantization.step_size import grown_scale, lsq_factor
 
 QUANTIZERS = "quantizers"
 TINY = torch.finfo(torch.float32).tiny
@@ -24,61 +25,126 @@ class Quantizer(nn.Module):
 
     Attributes:
         scheme: of the integers.
-        scale: a buffer; after `learn_scale` a parameter.
+        key: ("w", path of a weight) or ("a", name of an activation).
+        step: a buffer: the scale, before training changes it.
         zero_point: a buffer, int32.
+        growth: a parameter after `learn_scale`: logarithm of what the scale is multiplied by.
+        extremes: a buffer (2,) after `follow_range`: least and greatest value, 0 among them, that
+            passed in training mode since it was last set to 0.
+        is_following: whether it notes them.
     """
 
-    scale: Tensor
+    step: Tensor
     zero_point: Tensor
+    growth: nn.Parameter | None
+    extremes: Tensor
+    range: Tensor
 
-    def __init__(self, plan: TensorPlan) -> None:
+    def __init__(self, plan: TensorPlan, key: tuple[str, str] = ("a", "")) -> None:
         """With the numbers of `plan`."""
         super().__init__()
         self.scheme = plan.scheme
-        self.register_buffer("scale", plan.scale.clone())
+        self.key = key
+        self.register_buffer("step", plan.scale.clone())
         self.register_buffer("zero_point", plan.zero_point.clone())
+        self.register_parameter("growth", None)
+        self.is_following = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` rounded, of its shape."""
-        return fake_quantize(x, self.scale, self.zero_point, self.scheme)
+        """`x` rounded, of its shape and dtype; computed in float32 at least."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.is_following and self.training:
+            self._note(wide.detach())
+        return fake_quantize(wide, self._scale_for(x), self.zero_point, self.scheme).to(x.dtype)
+
+    @property
+    def scale(self) -> Tensor:
+        """What it has now, without gradient."""
+        return self.step if self.growth is None else self.step * self.growth.detach().exp()
 
     def learn_scale(self) -> None:
-        """Let training change the scale (learned step size)."""
-        scale = self.scale
-        del self.scale
-        self.scale = nn.Parameter(scale)
+        """Let training change the scale (learned step size); once is enough."""
+        if self.growth is None:
+            self.growth = nn.Parameter(torch.zeros_like(self.step))
+
+    def follow_range(self) -> None:
+        """Be ready to follow the range of what passes; once is enough."""
+        if "range" not in self._buffers:
+            ends = self.scheme.qmin - self.zero_point, self.scheme.qmax - self.zero_point
+            self.register_buffer("range", torch.stack(ends) * self.scale)
+            self.register_buffer("extremes", torch.zeros_like(self.range))
+
+    def take_range(self, momentum: float) -> None:
+        """Move the range towards the extremes that were noted, and forget them.
+
+        Args:
+            momentum: part of the way, 0 to 1; 0 or extremes that are not finite: it stays.
+        """
+        if momentum and self.extremes.any() and self.extremes.isfinite().all():
+            self.range.lerp_(self.extremes, momentum)
+            step, zero_point = parameters_of_range(*self.range, self.scheme)
+            self.step.copy_(step)
+            self.zero_point.copy_(zero_point)
+        self.extremes.zero_()
 
     def plan(self) -> TensorPlan:
         """The numbers that it has now."""
-        return TensorPlan(self.scheme, self.scale.detach().cpu(), self.zero_point.cpu())
+        return TensorPlan(self.scheme, self.scale.cpu(), self.zero_point.cpu())
 
     def extra_repr(self) -> str:
         """The scheme."""
         return f"{self.scheme.to_json()}"
+
+    def _note(self, x: Tensor) -> None:
+        low, high = torch.aminmax(x)
+        self.extremes[0].clamp_(max=low)
+        self.extremes[1].clamp_(min=high)
+
+    def _scale_for(self, x: Tensor) -> Tensor:
+        if self.growth is None:
+            return self.step
+        owners = self.step.numel() if self.key[0] == "w" else len(x)
+        factor = lsq_factor(x.numel() / owners, self.scheme.qmax)
+        return grown_scale(self.step, self.growth, factor)
 
 
 class DynamicQuantizer(nn.Module):
     """Rounds a tensor to uint8 of the range that it has in this call, as DynamicQuantizeLinear."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` rounded, of its shape."""
-        scale, zero_point = dynamic_parameters(x.detach())
-        return fake_quantize(x, scale, zero_point, ACTIVATION)
+        """`x` rounded, of its shape and dtype; computed in float32 at least."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale, zero_point = dynamic_parameters(wide.detach())
+        return fake_quantize(wide, scale, zero_point, ACTIVATION).to(x.dtype)
 
 
 class BiasQuantizer(nn.Module):
-    """Rounds a bias to whole steps of the products that it is added to."""
+    """Rounds a bias to whole steps of the products that it is added to, of 32 bits.
 
-    scale: Tensor
+    Args:
+        source: of what the product reads.
+        weight: of what it is multiplied by.
+    """
 
-    def __init__(self, scale: Tensor) -> None:
-        """With steps of `scale`, () or (out,)."""
+    def __init__(self, source: Quantizer, weight: Quantizer) -> None:
         super().__init__()
-        self.register_buffer("scale", scale.clone())
+        self._factors = (source, weight)  # in a tuple: they are modules of the graph already
+
+    @property
+    def scale(self) -> Tensor:
+        """The steps at present, () or (out,)."""
+        source, weight = self._factors
+        return source.scale * weight.scale
+
+    def integers(self, bias: Tensor) -> Tensor:
+        """`bias` (out,) in steps, int32."""
+        ends = torch.iinfo(torch.int32)
+        steps = (bias.detach().double() / self.scale.double()).round()
+        return steps.clamp(ends.min, ends.max).to(torch.int32)
 
     def forward(self, bias: Tensor) -> Tensor:
         """`bias` (out,) rounded; the gradient passes."""
-        rounded = (bias.detach().double() / self.scale.double()).round().to(bias.dtype)
+        rounded = self.integers(bias).to(bias.dtype)
         return bias + (rounded * self.scale - bias).detach()
 
 
@@ -130,8 +196,7 @@ class QuantizedModel(nn.Module):
         found = {}
         for module in self.graph.modules():
             if isinstance(module, Quantizer):
-                kind, key = cast(tuple[str, str], module.key)
-                found[kind, key] = module
+                found[module.key] = module
         return found
 
 
@@ -172,10 +237,17 @@ class _Builder:
         weight = self._plan.weights.get(product.weight)
         if weight is not None:
             self._insert(node, 1, self._shared("w", product.weight, weight))
-        scale = bias_scale(product, self._plan, placement)
-        if scale is not None:
-            name = self._add(f"bias_{product.node.name}", BiasQuantizer(scale))
-            self._insert(node, 2, name)
+        if weight is not None and bias_scale(product, self._plan, placement) is not None:
+            origin = placement.scale_of[product.source].name
+            factors = [
+                self._module.get_submodule(self._shared(kind, key, plan))
+                for kind, key, plan in (
+                    ("a", origin, self._plan.activations[origin]),
+                    ("w", product.weight, weight),
+                )
+            ]
+            bias = BiasQuantizer(*cast(list[Quantizer], factors))
+            self._insert(node, 2, self._add(f"bias_{product.node.name}", bias))
         if self._plan.formats[product.layer].activations == "dynamic":
             self._insert(node, 0, self._add(f"dynamic_{product.node.name}", DynamicQuantizer()))
 
@@ -203,8 +275,7 @@ class _Builder:
     def _shared(self, kind: str, key: str, plan: TensorPlan) -> str:
         """The path of the one quantizer of a tensor."""
         if (kind, key) not in self._names:
-            quantizer = Quantizer(plan)
-            quantizer.key = (kind, key)  # type: ignore[assignment]
+            quantizer = Quantizer(plan, (kind, key))
             self._names[kind, key] = self._add(key.replace(".", "_"), quantizer)
         return self._names[kind, key]
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from compressor.errors import ConfigError, suggest
 from compressor.quantization.affine import channel_range, parameters_of_range
 from compressor.quantization.graph import Product, QuantizationGraph
 from compressor.quantization.placement import Placement, place
@@ -21,6 +22,7 @@ from compressor.quantization.scheme import ACTIVATION, WEIGHT, Scheme
 Activations = Literal["static", "dynamic", "float"]
 # a bias in steps of (scale of the input) * (scale of the weight) must fit 32 bits
 BIAS_STEPS = 2.0**30
+SCALE_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,23 @@ class LayerFormat:
     weight: Scheme = WEIGHT
     activations: Activations = "static"
 
+    @property
+    def stored_bits(self) -> float:
+        """Bits of a weight in the file, with its share of the scales of blocks."""
+        bits = self.weight.bits
+        return bits if self.weight.block is None else bits + (SCALE_BITS + bits) / self.weight.block
+
 
 STATIC_INT8 = LayerFormat()
 DYNAMIC_INT8 = LayerFormat(activations="dynamic")
 WEIGHT_INT8 = LayerFormat(activations="float")
 WEIGHT_INT4 = LayerFormat(Scheme(4, signed=True, symmetric=True, axis=0, block=32), "float")
+FORMATS: Mapping[str, LayerFormat] = {
+    "static_int8": STATIC_INT8,
+    "dynamic_int8": DYNAMIC_INT8,
+    "weight_int8": WEIGHT_INT8,
+    "weight_int4": WEIGHT_INT4,
+}
 
 Formats = Mapping[str, LayerFormat]
 Ranges = Mapping[str, tuple[Tensor, Tensor]]
@@ -118,6 +132,17 @@ class QuantizationPlan:
             {path: TensorPlan.from_json(tensor) for path, tensor in data["weights"].items()},
             {name: TensorPlan.from_json(tensor) for name, tensor in data["activations"].items()},
         )
+
+
+def find_format(name: str) -> LayerFormat:
+    """The format that is called so.
+
+    Raises:
+        ConfigError: if there is none; the message has the nearest name and all of them.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"There is no format {name!r}. {suggest(name, FORMATS)}")
+    return FORMATS[name]
 
 
 def make_plan(

@@ -24,7 +24,8 @@ class LayerState:
     Attributes:
         inputs: channels or features that it takes.
         outputs: channels or features that it makes.
-        bits: of its weights and activations; 32 is float.
+        bits: of its weights in the file; 32 is float.
+        format: how it is stored and computed, "" in float; see `quantization.plan.FORMATS`.
         is_removed: the layer is gone and costs nothing.
         form: of the chain that the layer has become, "" for a whole one; see `structure.factored`.
         ranks: of that chain, as they were chosen; a narrow layer takes what it has of them.
@@ -33,7 +34,8 @@ class LayerState:
 
     inputs: int
     outputs: int
-    bits: int = FLOAT_BITS
+    bits: float = FLOAT_BITS
+    format: str = ""
     is_removed: bool = False
     form: str = ""
     ranks: tuple[int, ...] = ()
@@ -49,7 +51,8 @@ class LayerChange:
 
     inputs: int = 0
     outputs: int = 0
-    bits: int | None = None
+    bits: float | None = None
+    format: str = ""
     removes: bool = False
     form: str = ""
     ranks: tuple[int, ...] = ()
@@ -61,6 +64,7 @@ class LayerChange:
             state.inputs + self.inputs,
             state.outputs + self.outputs,
             self.bits or state.bits,
+            self.format or state.format,
             state.is_removed or self.removes,
             self.form or state.form,
             self.ranks or state.ranks,

@@ -121,27 +121,29 @@ class Target(ABC):
             }
             return interleave(calls, device=self.device)
 
-    def layer_latency_ms(self, layer: nn.Module, input_shape: Sequence[int], int8: bool) -> float:
+    def layer_latency_ms(
+        self, layer: nn.Module, input_shape: Sequence[int], form: str = ""
+    ) -> float:
         """Time that `layer` alone takes here; measured once for each kind and shape.
 
         Args:
             layer: a convolution, a linear layer, or the chain of them that a layer has become; 0.0
                 for any other, and for one that the runtime merges into its neighbours.
             input_shape: of its input in the model, batch first: (N, in, H, W), (N, in), (N, L, in).
-            int8: whether it is quantized.
+            form: of `quantization.plan.FORMATS` by name; "" is float.
 
         Raises:
             ConfigError: if int8 is asked of a target without it.
         """
-        self._require_int8(int8)
+        self._require_int8(bool(form))
         if isinstance(layer, Factored):  # in one file its layers take the same, within 3 %
             shapes = chain_shapes(layer.layers, input_shape)
             parts = zip(layer.layers, shapes[:-1], strict=True)
-            return sum(self.layer_latency_ms(part, shape, int8) for part, shape in parts)
+            return sum(self.layer_latency_ms(part, shape, form) for part, shape in parts)
         if not isinstance(layer, (_ConvNd, nn.Linear)) or not input_shape:
             return 0.0
-        key = f"{self._signature()} {'int8' if int8 else 'float'} {layer} {tuple(input_shape)}"
-        return self._latencies.get(key, lambda: self._time_layer(layer, tuple(input_shape), int8))
+        key = f"{self._signature()} {form or 'float'} {layer} {tuple(input_shape)}"
+        return self._latencies.get(key, lambda: self._time_layer(layer, tuple(input_shape), form))
 
     def _require_int8(self, int8: bool) -> None:
         if int8 and not self.supports_int8:
@@ -159,5 +161,5 @@ class Target(ABC):
         """One call of a deployed module, ready to be timed."""
 
     @abstractmethod
-    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
+    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], form: str) -> float:
         """Milliseconds."""

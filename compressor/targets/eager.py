@@ -47,7 +47,7 @@ class EagerTarget(Target):
         # An evaluation in between may have moved it to the device of the training.
         return eager_call(module.to(self.device), inputs, threads=self.threads)
 
-    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
+    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], form: str) -> float:
         return time_eager_layer(layer, input_shape, self.device, self.threads)
 
 

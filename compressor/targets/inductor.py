@@ -62,5 +62,5 @@ class InductorTarget(Target):
     def _call(self, module: nn.Module, inputs: ModelInputs) -> AbstractContextManager[Call]:
         return eager_call(module.to(self.device), inputs, threads=self.threads)
 
-    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
+    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], form: str) -> float:
         return time_eager_layer(layer, input_shape, self.device, self.threads)

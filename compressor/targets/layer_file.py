@@ -16,40 +16,59 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from compressor.export.signature import METADATA_KEY, Signature
 from compressor.interfaces.inputs import ModelInputs
+from compressor.quantization.affine import channel_range, parameters_of_range, quantize
+from compressor.quantization.plan import LayerFormat, TensorPlan
+from compressor.quantization.scheme import Scheme
 
-OPSET = 20
+OPSET = 21
 Array = NDArray[Any]
 IR_VERSION = 10  # of that opset; a newer one may be refused by an older runtime
 
 
 def write_layer(
-    layer: _ConvNd | nn.Linear, input_shape: Sequence[int], path: Path, *, int8: bool = False
+    layer: _ConvNd | nn.Linear,
+    input_shape: Sequence[int],
+    path: Path,
+    *,
+    form: LayerFormat | None = None,
 ) -> None:
     """Write `layer` followed by a ReLU, with a dynamic batch; its name in the file is "layer".
 
     It is called like a file of `export_onnx`. Padding is with zeros, whatever `padding_mode` says.
-    In int8 it reads, and a convolution writes, numbers from 0 to 1.
+    Where its activations are static, it reads, and a convolution writes, numbers from 0 to 1.
     """
     weight, bias = layer.weight, layer.bias
-    is_row_product = isinstance(layer, nn.Linear) and len(input_shape) != 2
+    is_static = form is not None and form.activations == "static"
+    is_row_product = isinstance(layer, nn.Linear) and (
+        len(input_shape) != 2 or (form is not None and not is_static)
+    )
     if isinstance(layer, nn.Linear):
-        nodes, weight = _linear(layer, len(input_shape)), weight.T if is_row_product else weight
+        nodes, weight = (
+            _linear(layer, by_rows=is_row_product),
+            weight.T if is_row_product else weight,
+        )
     else:
         nodes = [_convolution(layer)]
     nodes.append(helper.make_node("Relu", [nodes[-1].output[0]], ["output"], "relu"))
     constants = {"layer.weight": _array(weight)}
     if bias is not None:
         constants["layer.bias"] = _array(bias)
-    if int8:
+    tensors: list[TensorProto] = []
+    if form is not None:
         axis = 1 if is_row_product else 0
-        _quantize(nodes, constants, axis, writes_integers=not isinstance(layer, nn.Linear))
+        plan = _plan_weight(layer.weight, form.weight)
+        tensors = _store_weight(nodes, constants, plan, axis, is_row_product)
+        if form.activations == "dynamic":
+            _multiply_dynamically(nodes)
+        elif is_static:
+            _compute_on_integers(nodes, constants, plan, not isinstance(layer, nn.Linear))
     float32 = TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
         "layer",
         [helper.make_tensor_value_info("input", float32, ["batch", *input_shape[1:]])],
         [helper.make_tensor_value_info("output", float32, None)],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        [*tensors, *(numpy_helper.from_array(array, name) for name, array in constants.items())],
     )
     opset = [helper.make_opsetid("", OPSET)]
     proto = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
@@ -59,47 +78,74 @@ def write_layer(
     onnx.save(proto, path)
 
 
-def _quantize(
-    nodes: list[NodeProto], constants: dict[str, Array], axis: int, *, writes_integers: bool
+def _plan_weight(weight: Tensor, scheme: Scheme) -> TensorPlan:
+    weight = weight.detach().cpu().float()
+    return TensorPlan(scheme, *parameters_of_range(*channel_range(weight, scheme), scheme))
+
+
+def _store_weight(
+    nodes: list[NodeProto],
+    constants: dict[str, Array],
+    plan: TensorPlan,
+    axis: int,
+    is_transposed: bool,
+) -> list[TensorProto]:
+    """Let the weight come from integers, in place; returns them."""
+    scheme, scale = plan.scheme, plan.scale
+    weight = torch.from_numpy(constants.pop("layer.weight"))
+    whole = weight.T if is_transposed else weight
+    integers = quantize(whole, scale, plan.zero_point, scheme)
+    if is_transposed:
+        integers, scale = integers.T, scale.T if scale.dim() == 2 else scale
+    kind = {"int8": TensorProto.INT8, "int4": TensorProto.INT4}[scheme.storage]
+    stored = {"weight": integers, "weight_zero": torch.zeros(scale.shape, dtype=torch.int32)}
+    constants["weight_scale"] = scale.numpy()
+    settings: dict[str, Any] = {"axis": axis}
+    if scheme.block is not None:
+        settings = {"axis": 0 if is_transposed else 1, "block_size": scheme.block}
+    names = ["weight", "weight_scale", "weight_zero"]
+    nodes.insert(0, helper.make_node("DequantizeLinear", names, ["layer.weight"], **settings))
+    return [
+        helper.make_tensor(name, kind, tensor.shape, tensor.flatten().tolist())
+        for name, tensor in stored.items()
+    ]
+
+
+def _multiply_dynamically(nodes: list[NodeProto]) -> None:
+    """Exchange the product for one whose input's range is found in every call, in place."""
+    del nodes[0]  # the weight is not dequantized
+    product = nodes.index(next(node for node in nodes if node.op_type == "MatMul"))
+    result = nodes[product].output[0]
+    nodes[product : product + 1] = [
+        helper.make_node("DynamicQuantizeLinear", ["input"], ["whole", "step", "zero"]),
+        helper.make_node("MatMulInteger", ["whole", "weight", "zero", "weight_zero"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["steps"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["step", "weight_scale"], ["scales"]),
+        helper.make_node("Mul", ["steps", "scales"], [result]),
+    ]
+
+
+def _compute_on_integers(
+    nodes: list[NodeProto], constants: dict[str, Array], plan: TensorPlan, writes_integers: bool
 ) -> None:
-    """Let the first node read integers, and the last one write them, in place."""
-    weight = constants.pop("layer.weight")
-    channels = weight.shape[axis]
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = (np.abs(weight).max(others) / 127 + np.finfo(np.float32).tiny).astype(np.float32)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    step = np.float32(1 / 255)
-    constants |= {
-        "weight": np.rint(weight / scale.reshape(shape)).astype(np.int8),
-        "weight_scale": scale,
-        "weight_zero": np.zeros(channels, np.int8),
-        "step": np.array(step),
-        "zero": np.array(0, np.uint8),
-    }
+    """Let the product read integers from 0 to 1, and the last node write them, in place."""
+    step, scale = np.float32(1 / 255), plan.scale.numpy()
+    constants |= {"step": np.array(step), "zero": np.array(0, np.uint8)}
+    product = next(node for node in nodes if "input" in node.input)
+    product.input[0] = "read"
     before = [
         helper.make_node("QuantizeLinear", ["input", "step", "zero"], ["whole"]),
         helper.make_node("DequantizeLinear", ["whole", "step", "zero"], ["read"]),
-        helper.make_node(
-            "DequantizeLinear",
-            ["weight", "weight_scale", "weight_zero"],
-            ["layer.weight"],
-            axis=axis,
-        ),
     ]
-    first = nodes[0]
-    first.input[0] = "read"
-    if len(first.input) > 2:
+    if len(product.input) > 2:
         bias = constants.pop("layer.bias")
         constants |= {
             "bias": np.rint(bias / (step * scale).astype(np.float64)).astype(np.int32),
             "bias_scale": step * scale,
-            "bias_zero": np.zeros(channels, np.int32),
+            "bias_zero": np.zeros(len(scale), np.int32),
         }
-        before.append(
-            helper.make_node(
-                "DequantizeLinear", ["bias", "bias_scale", "bias_zero"], ["layer.bias"], axis=0
-            )
-        )
+        names = ["bias", "bias_scale", "bias_zero"]
+        before.append(helper.make_node("DequantizeLinear", names, ["layer.bias"], axis=0))
     nodes[:0] = before
     if writes_integers:
         nodes[-1].output[0] = "float"
@@ -127,9 +173,9 @@ def _convolution(layer: _ConvNd) -> NodeProto:
     return helper.make_node(kind, _inputs(layer), ["product"], "layer", **settings)
 
 
-def _linear(layer: nn.Linear, dims: int) -> list[NodeProto]:
+def _linear(layer: nn.Linear, *, by_rows: bool) -> list[NodeProto]:
     """As the exporter writes it: Gemm for (N, in), else MatMul and Add."""
-    if dims == 2:
+    if not by_rows:
         return [helper.make_node("Gemm", _inputs(layer), ["product"], "layer", transB=1)]
     product = helper.make_node("MatMul", ["input", "layer.weight"], ["product"], "layer")
     if layer.bias is None:

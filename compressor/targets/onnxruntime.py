@@ -14,7 +14,7 @@ from compressor.export.onnx import export_onnx
 from compressor.export.post_training import PostTraining
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call
-from compressor.quantization.plan import Formats
+from compressor.quantization.plan import Formats, find_format
 from compressor.targets.base import Deployed, Layer, Target
 from compressor.targets.layer_file import write_layer
 from compressor.targets.node_times import layer_kernel_ms
@@ -58,10 +58,10 @@ class OnnxRuntimeTarget(Target):
             )
         yield module.bind(inputs)
 
-    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], int8: bool) -> float:
+    def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], form: str) -> float:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             path = folder / "layer.onnx"
-            write_layer(layer, input_shape, path, int8=int8)
+            write_layer(layer, input_shape, path, form=find_format(form) if form else None)
             sample = torch.rand(input_shape, generator=torch.Generator().manual_seed(0))
             return layer_kernel_ms(path, sample, self.threads)

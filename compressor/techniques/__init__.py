@@ -12,8 +12,8 @@ from compressor.techniques.block_removal import BlockRemoval
 from compressor.techniques.channel_pruning import ChannelPruning
 from compressor.techniques.clustering import Clustering
 from compressor.techniques.low_rank import LowRank
+from compressor.techniques.quantization import Quantization
 from compressor.techniques.sparsity import Sparsity
-from compressor.techniques.static_int8 import StaticInt8
 
 __all__ = [
     "TECHNIQUES",
@@ -22,9 +22,9 @@ __all__ = [
     "Clustering",
     "Lost",
     "LowRank",
+    "Quantization",
     "Sparsity",
     "Stage",
-    "StaticInt8",
     "Technique",
     "TechniqueContext",
     "apply_plan",

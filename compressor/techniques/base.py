@@ -62,7 +62,7 @@ class TechniqueContext:
             not, what only makes values alike saves nothing.
         layer_saves: whether a layer (by name) costs less on the target in a low-rank form, with
             these ranks; None where that is not asked.
-        runtime_layers: layers that the target can run in int8, by module name; asked once.
+        layer_formats: the formats that the target runs each layer in, by module name; asked once.
         lost: filled by `choices` with what could not be offered.
     """
 
@@ -74,7 +74,7 @@ class TechniqueContext:
     accumulate_gradients: Callable[[nn.Module], None] | None = None
     stores_compact: bool = False
     layer_saves: Callable[[str, str, tuple[int, ...]], bool] | None = None
-    runtime_layers: Callable[[], Sequence[str]] = tuple
+    layer_formats: Callable[[], Mapping[str, Sequence[str]]] = dict
     lost: list[Lost] = field(default_factory=list)
 
 

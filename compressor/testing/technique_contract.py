@@ -44,6 +44,9 @@ PARITY = 1e-4  # of float32 outputs between two runtimes
 SLACK_BYTES = 256  # of a packed tensor: its header
 
 
+FORMATS = ("static_int8", "weight_int4")
+
+
 class TechniqueContract:
     """Subclass it as `Test…` and name the technique.
 
@@ -80,7 +83,7 @@ class TechniqueContract:
             inputs,
             accumulate_gradients=add_gradients,
             stores_compact=True,
-            runtime_layers=lambda: list(costly_layers(self.model())),
+            layer_formats=lambda: dict.fromkeys(costly_layers(self.model()), FORMATS),
         )
 
     def keep_all(self, model: nn.Module, choice: Choice) -> dict[str, Any] | None:
@@ -205,7 +208,7 @@ class TechniqueContract:
         torch.manual_seed(0)
         model, inputs = TiedModel().eval(), ModelInputs((torch.arange(10).reshape(2, 5),))
         context = self.context(inputs)
-        context.runtime_layers = lambda: ["hidden", "head"]
+        context.layer_formats = lambda: dict.fromkeys(["hidden", "head"], FORMATS)
         for choice in self.technique().choices(model, context):
             edited = copy.deepcopy(model)
             self.technique().apply(edited, [choice], context)
@@ -217,7 +220,7 @@ class TechniqueContract:
         torch.manual_seed(0)
         model, inputs = nn.Linear(64, 64).eval(), ModelInputs((torch.randn(4, 64),))
         context = self.context(inputs)
-        context.runtime_layers = lambda: [""]
+        context.layer_formats = lambda: {"": FORMATS}
         for choice in self.technique().choices(model, context):
             edited = copy.deepcopy(model)
             self.technique().apply(edited, [choice], context)

@@ -37,7 +37,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     config = {
         "delta": 10.0,
         "optimization": "latency",
-        "techniques": ["channel_pruning", "static_int8"],
+        "techniques": ["channel_pruning", "quantization"],
         "budget": {"trials": 1},
         "fine_tuner": {"epochs": 1},
         "full_trainer": {"epochs": 1},
@@ -61,7 +61,7 @@ def test_latencies_were_predicted_and_their_error_is_stated(engine: Engine) -> N
 
 def test_single_layers_are_kept_for_the_machine_and_costs_for_the_run(engine: Engine) -> None:
     alone = machine_path().read_text()
-    for kind in ("float", "int8"):
+    for kind in ("float", "static_int8"):
         assert f"onnxruntime cpu threads=1 {kind} Conv2d(16, 16, kernel_size=(3, 3)" in alone
     (told,) = (Path(engine.config.run_dir or "") / "reference").glob("layer_costs-*.jsonl")
     keys = [json.loads(line)[0] for line in told.read_text().splitlines()[1:]]

@@ -41,7 +41,7 @@ class Clockwork:
 
     def time(self, name: str, state: LayerState) -> float:
         self.asked.append((name, state))
-        return macs(name, state) * (1.0 if state.bits == 32 else 0.25)
+        return macs(name, state) * (1.0 if not state.format else 0.25)
 
     def clock(self) -> float:
         return float(len(self.asked))
@@ -121,7 +121,7 @@ def test_when_the_time_is_up_the_rest_is_estimated_from_the_same_layer(
     with caplog.at_level(logging.WARNING, logger="compressor"):
         model.calibrate(112.0)  # times a, b and c; the time is not up
         assert model.cost("a", in_int8(LAYERS["a"])) == pytest.approx(32 / 4)  # the fourth
-        assert model.cost("a", LayerState(4, 2, bits=8)) == pytest.approx(8 / 4)
+        assert model.cost("a", LayerState(4, 2, bits=8, format="static_int8")) == pytest.approx(8 / 4)
         assert model.cost("b", LayerState(8, 4)) == pytest.approx(32.0)
         assert model.cost("b", LayerState(8, 3)) == pytest.approx(24.0)
     assert len(clockwork.asked) == 4
@@ -188,7 +188,7 @@ def test_a_group_is_in_one_type_whichever_takes_less() -> None:
     layers = {"a": nn.Linear(4, 8), "b": nn.Linear(8, 2)}
 
     def cost(name: str, state: LayerState) -> float:  # b is slower in int8
-        return macs(name, state) * (1.0 if state.bits == 32 else {"a": 0.25, "b": 2.0}[name])
+        return macs(name, state) * (1.0 if not state.format else {"a": 0.25, "b": 2.0}[name])
 
     assert group_latency_ms(group, 8, layers, cost) == 32 + 16
     assert group_latency_ms(group, 4, layers, cost, ("a", "b")) == 16 / 4 + 8 * 2

@@ -118,7 +118,9 @@ def test_a_chain_is_the_layer_whose_name_it_has(job: Job) -> None:
 
 def test_only_settings_that_say_it_are_read_for_their_change() -> None:
     assert stated_change(Choice("channel_pruning", "a", {"kept": [0]})) is None
-    assert stated_change(Choice("static_int8", "a", {"bits": 8})) == LayerChange(bits=8)
+    assert stated_change(Choice("quantization", "a", {"format": "static_int8"})) == LayerChange(
+        bits=8, format="static_int8"
+    )
     sparse = Choice("sparsity", "a", {"level": 0.5, "stored_bits": 17.0})
     assert stated_change(sparse) == LayerChange(stored_bits=17.0)
 
@@ -137,16 +139,16 @@ def test_a_narrowed_layer_has_the_ranks_that_are_left_of_it() -> None:
 def test_a_chain_is_timed_as_such_at_its_widths() -> None:
     timed: list[object] = []
 
-    def time_layer(layer: nn.Module, shape: tuple[int, ...], int8: bool) -> float:
-        timed.append((layer_state(layer), shape, int8))
+    def time_layer(layer: nn.Module, shape: tuple[int, ...], form: str) -> float:
+        timed.append((layer_state(layer), shape, form))
         return 1.0
 
     layers = {"conv": nn.Conv2d(32, 32, 3, padding=1)}
     cost = latency_cost(layers, {"conv": (1, 32, 8, 8)}, time_layer)
-    state = LayerState(16, 32, bits=8, form="tucker2", ranks=(8, 20))
+    state = LayerState(16, 32, format="static_int8", form="tucker2", ranks=(8, 20))
     assert cost("conv", state) == 1.0
     settled = LayerState(16, 32, form="tucker2", ranks=(8, 16))
-    assert timed == [(settled, (1, 16, 8, 8), True)]
+    assert timed == [(settled, (1, 16, 8, 8), "static_int8")]
 
 
 LAYERS = [

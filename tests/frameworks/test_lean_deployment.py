@@ -79,7 +79,7 @@ def test_int8_of_a_layer_that_became_a_chain_is_int8_of_the_chain(
     edited = copy.deepcopy(model)
     replace(edited, "layer2.1.conv1", factorize(model.layer2[1].conv1, "tucker2", (24, 24)))
     sites = ("layer2.1.conv1", "layer2.1.conv2", "linear")
-    plan = Plan(tuple(Choice("static_int8", site, {"bits": 8}) for site in sites))
+    plan = Plan(tuple(Choice("quantization", site, {"format": "static_int8"}) for site in sites))
     deployment = Deployment(TargetConfig(), tmp_path)
     inputs = images(16)
     deployed = deployment.deploy(edited, inputs, tmp_path, plan, [inputs])
@@ -111,7 +111,9 @@ class Frozen(nn.Module):
 def test_a_frozen_norm_leaves_no_arithmetic_of_its_own_in_the_file(tmp_path: Path) -> None:
     """The exporter writes it as a product and a sum, which no runtime fuses in int8."""
     model, inputs = Frozen().eval(), images(2)
-    plan = Plan(tuple(Choice("static_int8", site, {"bits": 8}) for site in ("conv", "last")))
+    plan = Plan(
+        tuple(Choice("quantization", site, {"format": "static_int8"}) for site in ("conv", "last"))
+    )
     deployed = Deployment(TargetConfig(), tmp_path).deploy(model, inputs, tmp_path, plan, [inputs])
     nodes = onnx.load(deployed.files["onnx_float"]).graph.node
     assert [node.op_type for node in nodes] == ["Conv", "Relu", "Conv"]

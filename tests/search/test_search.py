@@ -74,7 +74,7 @@ def run(
         Numbers(clock),  # type: ignore[arg-type]
         Spending(minutes, trials, clock=lambda: clock[0]),
         Effort(**{"trial_epochs": 2, "final_epochs": 20, "finalists": 100, **effort}),
-        is_number=lambda technique: technique == "static_int8",
+        is_number=lambda technique: technique == "quantization",
         decide=lambda question, compute: answers.setdefault(question, int(compute())),
         progress=SILENT,
     )

@@ -17,7 +17,7 @@ LAYERS = {"a": LayerState(3, 8), "b": LayerState(8, 8), "c": LayerState(8, 2)}
 NARROW = Choice("channel_pruning", "a", {"kept": [0, 1, 2, 3]})
 NARROWER = Choice("channel_pruning", "a", {"kept": [0, 1]})
 REMOVE = Choice("block_removal", "b", {"removed": True})
-INT8 = {layer: Choice("static_int8", layer, {"bits": 8}) for layer in LAYERS}
+INT8 = {layer: Choice("quantization", layer, {"format": "static_int8"}) for layer in LAYERS}
 CHOICES = [NARROW, NARROWER, REMOVE, *INT8.values()]
 EFFECTS = {
     NARROW.key: {"a": LayerChange(outputs=-4), "b": LayerChange(inputs=-4)},
@@ -58,9 +58,9 @@ def test_plans_and_options_are_each_others_inverse() -> None:
 def test_a_removed_layer_is_not_quantized_as_well() -> None:
     _, problem = make()
     names = [site.name for site in problem.sites]
-    removal, inner = names.index("block_removal:b"), names.index("static_int8:b")
+    removal, inner = names.index("block_removal:b"), names.index("quantization:b")
     assert (removal, inner) in problem.overrules
-    assert (removal, names.index("static_int8:a")) not in problem.overrules
+    assert (removal, names.index("quantization:a")) not in problem.overrules
 
 
 def test_within_a_damage_the_largest_saving_is_taken() -> None:
@@ -86,7 +86,7 @@ def test_changes_of_one_layer_add_up() -> None:
     ]
     for order in itertools.permutations(changes):
         after = functools.reduce(lambda state, change: change.applied_to(state), order, state)
-        assert after == LayerState(4, 6, 8, False, "svd", (2,), 5.0)
+        assert after == LayerState(4, 6, 8, form="svd", ranks=(2,), stored_bits=5.0)
 
 
 def make_concatenated(sites: int, options: int) -> Space:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from compressor.export.qdq import integer_kernels
+from compressor.quantization.plan import find_format
 from compressor.targets.layer_file import write_layer
 
 
@@ -39,27 +40,31 @@ def test_the_file_computes_the_layer_and_a_relu(
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape", "kernel"),
+    ("layer", "shape", "form", "kernel"),
     [
-        (nn.Conv2d(4, 8, 3, padding=1), (2, 4, 9, 9), "QLinearConv"),
-        (nn.Conv2d(4, 4, 3, groups=4, bias=False), (1, 4, 9, 9), "QLinearConv"),
-        (nn.Linear(5, 3), (2, 5), "QGemm"),
-        (nn.Linear(5, 3), (2, 4, 5), "MatMulIntegerToFloat"),
-        (nn.Linear(5, 3, bias=False), (2, 4, 5), "MatMulIntegerToFloat"),
+        (nn.Conv2d(4, 8, 3, padding=1), (2, 4, 9, 9), "static_int8", "QLinearConv"),
+        (nn.Conv2d(4, 4, 3, groups=4, bias=False), (1, 4, 9, 9), "static_int8", "QLinearConv"),
+        (nn.Linear(5, 3), (2, 5), "static_int8", "QGemm"),
+        (nn.Linear(5, 3), (2, 4, 5), "static_int8", "MatMulIntegerToFloat"),
+        (nn.Linear(5, 3, bias=False), (2, 4, 5), "static_int8", "MatMulIntegerToFloat"),
+        (nn.Linear(5, 3), (2, 5), "dynamic_int8", "DynamicQuantizeMatMul"),
+        (nn.Linear(5, 3), (2, 4, 5), "dynamic_int8", "DynamicQuantizeMatMul"),
+        (nn.Linear(64, 3), (2, 4, 64), "weight_int8", "MatMulNBits"),
+        (nn.Linear(64, 3, bias=False), (2, 64), "weight_int4", "MatMulNBits"),
+        (nn.Linear(40, 3), (2, 4, 40), "weight_int4", "MatMulNBits"),
     ],
     ids=repr,
 )
-def test_in_int8_it_is_an_integer_kernel_that_computes_nearly_the_same(
-    layer: nn.Module, shape: tuple[int, ...], kernel: str, tmp_path: Path
+def test_quantized_it_is_one_kernel_that_computes_nearly_the_same(
+    layer: nn.Module, shape: tuple[int, ...], form: str, kernel: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "layer.onnx"
-    write_layer(layer, shape, path, int8=True)
+    write_layer(layer, shape, path, form=find_format(form))
     assert integer_kernels(path)[kernel] == 1
     sample = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     (result,) = ort.InferenceSession(str(path)).run(None, {"input": sample.numpy()})
-    expected = (
-        layer(sample).relu().clamp(max=1).detach()
-        if "Conv" in kernel
-        else (layer(sample).relu().detach())
-    )
-    torch.testing.assert_close(torch.from_numpy(result), expected, rtol=0, atol=0.02)
+    expected = layer(sample).relu().detach()
+    if kernel == "QLinearConv":
+        expected = expected.clamp(max=1)
+    atol = 0.08 if form == "weight_int4" else 0.02
+    torch.testing.assert_close(torch.from_numpy(result), expected, rtol=0, atol=atol)

@@ -45,8 +45,8 @@ class TestSparsity(TechniqueContract):
     technique = TECHNIQUES.get("sparsity")
 
 
-class TestStaticInt8(TechniqueContract):
-    technique = TECHNIQUES.get("static_int8")
+class TestQuantization(TechniqueContract):
+    technique = TECHNIQUES.get("quantization")
 
 
 def test_every_registered_technique_holds_the_contract() -> None:

@@ -1,7 +1,7 @@
-"""Static int8: weights and activations in eight bits, ranges fixed by calibration.
+"""Quantization: layers stored, and where the runtime can, computed in few bits.
 
 It acts in the exported file (Q/DQ nodes around the layers; see `export.qdq`): the torch model stays
-float.
+float. What each format costs a layer in accuracy is simulated in torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from compressor.quantization.plan import find_format
 from compressor.result import Choice
 from compressor.structure import surgery
 from compressor.techniques.base import TECHNIQUES, Stage, Technique, TechniqueContext
@@ -17,13 +18,13 @@ from compressor.training.card import Card
 
 
 @TECHNIQUES.register
-class StaticInt8(Technique):
-    """A quarter of the bytes, and integer arithmetic where the runtime has kernels for it."""
+class Quantization(Technique):
+    """A quarter of the bytes or less, and integer arithmetic where the runtime has kernels."""
 
-    name = "static_int8"
+    name = "quantization"
     stage = Stage.NUMBERS
     card = Card(
-        summary="Stores and computes layers in eight bits, with ranges from calibration batches.",
+        summary="Stores layers in eight or four bits, and computes in eight where it is faster.",
         source="Jacob et al. (2018), Quantization and training of neural networks for efficient "
         "integer-arithmetic-only inference",
         functional=None,
@@ -33,13 +34,16 @@ class StaticInt8(Technique):
     )
 
     def choices(self, model: nn.Module, context: TechniqueContext) -> Iterator[Choice]:
-        """Every layer that the target can run in int8."""
+        """Every layer in every format that the target and the configuration allow."""
         del model
-        for layer in context.runtime_layers():
-            yield Choice(self.name, layer, {"bits": 8}, label="int8", modules=(layer,))
+        for layer, formats in context.layer_formats().items():
+            for name in formats:
+                label = name.replace("_", " ")
+                yield Choice(self.name, layer, {"format": name}, label=label, modules=(layer,))
 
     def apply(self, model: nn.Module, choices: Sequence[Choice], context: TechniqueContext) -> None:
-        """Check that the layers are there; the exporter writes them in int8."""
+        """Check that layers and formats are there; the exporter writes them."""
         del context
         for choice in choices:
+            find_format(choice.setting["format"])
             surgery.get(model, choice.site)
