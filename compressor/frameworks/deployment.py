@@ -21,7 +21,7 @@ from compressor.hardware import describe_machine
 from compressor.interfaces.inputs import ModelInputs
 from compressor.logs import get_logger
 from compressor.profiling.latency import Timing
-from compressor.quantization.plan import Formats, find_format
+from compressor.quantization.plan import Formats, LayerFormat
 from compressor.result import Parity, Plan
 from compressor.structure.factored import factor_names
 from compressor.structure.fusion import fold
@@ -98,6 +98,10 @@ class Deployment:
             self._quantizer = PostTraining(self._lean(model, inputs), inputs, calibration)
         return self._quantizer
 
+    def format(self, name: str) -> LayerFormat:
+        """A format by name, as the target has it."""
+        return self.target.format(name)
+
     def quantized_file(self, quantizer: PostTraining, formats: Formats) -> nn.Module:
         """The reference in these formats, as it runs on the target."""
         path = quantizer.write(self._folder / "probe_int8.onnx", formats)
@@ -116,7 +120,7 @@ class Deployment:
         Of a layer that has become a chain, all layers of the chain.
         """
         formats = {
-            name: find_format(choice.setting["format"])
+            name: self.target.format(choice.setting["format"])
             for choice in plan.of(QUANTIZATION)
             for name in factor_names(model, choice.site)
         }

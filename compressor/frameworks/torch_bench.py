@@ -40,7 +40,6 @@ from compressor.logs import get_logger
 from compressor.profiling.counts import count
 from compressor.profiling.memory import peak_activation_memory
 from compressor.progress import Progress
-from compressor.quantization.plan import STATIC_INT8, find_format
 from compressor.result import Choice, Cost, Plan, digest
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.structure import archive
@@ -224,7 +223,9 @@ class TorchBench:
     def damage_of(self, choice: Choice) -> float:
         """Divergence of the outputs on the subset when `choice` alone is made."""
         if self.is_number(choice.technique):
-            module = self._quantizer.simulate({choice.site: find_format(choice.setting["format"])})
+            module = self._quantizer.simulate(
+                {choice.site: self._deployment.format(choice.setting["format"])}
+            )
             outputs = outputs_on(module, self.subset.inputs, torch.device("cpu"))
         else:
             variant = self.build(Plan((choice,)))
@@ -404,7 +405,7 @@ class TorchBench:
 
     def _int8_latency_ms(self, layers: Sequence[str]) -> float:
         """Of the reference with `layers` in int8."""
-        formats = dict.fromkeys(layers, STATIC_INT8)
+        formats = dict.fromkeys(layers, self._deployment.format(STATIC))
         return self._latency_ms(self._deployment.quantized_file(self._quantizer, formats))
 
     @cached_property

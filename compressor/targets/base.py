@@ -17,7 +17,7 @@ from compressor.errors import ConfigError
 from compressor.interfaces.device import Device
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, Timing, interleave
-from compressor.quantization.plan import Formats
+from compressor.quantization.plan import Formats, LayerFormat, find_format
 from compressor.structure.factored import Factored, chain_shapes
 from compressor.targets.layer_latencies import LayerLatencies
 
@@ -110,6 +110,14 @@ class Target(ABC):
             ExportError: if the model cannot be written for the runtime.
             ModelError: if the model cannot be copied.
         """
+
+    def format(self, name: str) -> LayerFormat:
+        """The format of that name, as this target computes it right.
+
+        Raises:
+            ConfigError: if there is no such format.
+        """
+        return find_format(name)
 
     def measure(self, modules: Mapping[str, nn.Module], inputs: ModelInputs) -> dict[str, Timing]:
         """Time deployed `modules` in turn, at this target's threads and batch size."""

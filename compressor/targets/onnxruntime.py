@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from compressor.export.onnx import export_onnx
 from compressor.export.post_training import PostTraining
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call
-from compressor.quantization.plan import Formats, find_format
+from compressor.quantization.plan import Formats, LayerFormat, find_format
+from compressor.targets import saturation
 from compressor.targets.base import Deployed, Layer, Target
 from compressor.targets.layer_file import write_layer
 from compressor.targets.node_times import layer_kernel_ms
@@ -49,6 +51,13 @@ class OnnxRuntimeTarget(Target):
             {"onnx": path, "onnx_float": float_path},
         )
 
+    def format(self, name: str) -> LayerFormat:
+        """The format of that name; with weights of 7 bits where sums of 8 saturate."""
+        form = find_format(name)
+        if form.activations == "float" or not saturation.is_saturating():
+            return form
+        return replace(form, weight=replace(form.weight, reduced=True))
+
     @contextmanager
     def _call(self, module: nn.Module, inputs: ModelInputs) -> Iterator[Call]:
         if not isinstance(module, OnnxRuntimeModel):
@@ -62,6 +71,6 @@ class OnnxRuntimeTarget(Target):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             path = folder / "layer.onnx"
-            write_layer(layer, input_shape, path, form=find_format(form) if form else None)
+            write_layer(layer, input_shape, path, form=self.format(form) if form else None)
             sample = torch.rand(input_shape, generator=torch.Generator().manual_seed(0))
             return layer_kernel_ms(path, sample, self.threads)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from compressor.errors import DataError, ExportError
 from compressor.export.onnx import export_onnx
 from compressor.export.qdq import integer_kernels
+from compressor.hardware import cpu_flags
 from compressor.interfaces.inputs import ModelInputs
-from compressor.quantization.plan import STATIC_INT8
-from compressor.targets import OnnxRuntimeModel, OnnxRuntimeTarget
+from compressor.quantization.plan import STATIC_INT8, WEIGHT_INT4
+from compressor.targets import OnnxRuntimeModel, OnnxRuntimeTarget, saturation
 from compressor.targets.base import Deployed
 from compressor.testing.models import DictModel, TinyResNet, TinyTransformer
 
@@ -74,6 +75,25 @@ def test_int8_layers_run_on_integers_and_the_float_file_stays(
     with torch.no_grad():
         expected, result = model(images(32, 9)), quantized.module(images(32, 9))
     assert 0 < (expected - result).norm() / expected.norm() < 0.05
+
+
+def test_weights_have_seven_bits_where_sums_of_eight_saturate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = OnnxRuntimeTarget()
+    monkeypatch.setattr(saturation, "is_saturating", lambda: False)
+    assert target.format("static_int8") == STATIC_INT8
+    monkeypatch.setattr(saturation, "is_saturating", lambda: True)
+    scheme = target.format("static_int8").weight
+    assert (scheme.qmin, scheme.qmax, scheme.storage) == (-63, 63, "int8")
+    # the largest pair of products then fits the 16 bits of those sums
+    assert 2 * 255 * scheme.qmax < 2**15
+    assert target.format("weight_int4") == WEIGHT_INT4
+
+
+def test_whether_sums_saturate_is_what_an_exact_sum_says() -> None:
+    flags = cpu_flags()
+    assert not (saturation.is_saturating() and flags & {"avx512_vnni", "avx_vnni"})
 
 
 def test_int8_without_calibration_says_what_is_missing(model: nn.Module, tmp_path: Path) -> None:
