@@ -25,7 +25,7 @@ from compressor.quantization.plan import Formats, LayerFormat
 from compressor.result import Parity, Plan
 from compressor.structure.factored import factor_names
 from compressor.structure.fusion import fold
-from compressor.structure.trace import copy_model
+from compressor.structure.trace import copy_model, in_eval
 from compressor.targets import Deployed, OnnxRuntimeModel, Target, make_target
 from compressor.targets.layer_latencies import machine_path
 
@@ -236,4 +236,4 @@ def _at_resolution(inputs: ModelInputs, size: tuple[int, int]) -> ModelInputs:
 
 def _on_cpu(model: nn.Module) -> nn.Module:
     """A copy for exporters, in evaluation mode; the target moves it where it runs."""
-    return copy_model(model).cpu().eval()
+    return in_eval(copy_model(model).cpu())

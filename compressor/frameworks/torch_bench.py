@@ -45,7 +45,13 @@ from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.structure import archive
 from compressor.structure.attention import replace_attention
 from compressor.structure.groups import ChannelGroup
-from compressor.structure.trace import copy_model, copy_skeleton, export_graph, input_shapes
+from compressor.structure.trace import (
+    copy_model,
+    copy_skeleton,
+    export_graph,
+    in_eval,
+    input_shapes,
+)
 from compressor.targets.layer_latencies import LayerLatencies
 from compressor.techniques import (
     TECHNIQUES,
@@ -90,7 +96,7 @@ class TorchBench:
         )
         self.task = make_task(job)
         self.techniques = _make_techniques(self.config)
-        self._given = copy_model(job.model).to(self.device).eval()
+        self._given = in_eval(copy_model(job.model).to(self.device))
         self.reference = copy_model(self._given)
         if ChannelPruning.name in self.techniques:  # layers compare by name, so from the beginning
             replace_attention(self.reference)
@@ -241,7 +247,7 @@ class TorchBench:
         if len(plan):
             apply_plan(model, plan, self.techniques, self.context)
             self._reestimate(model)
-        return model.eval()
+        return in_eval(model)
 
     def recover(
         self, model: nn.Module, plan: Plan, epochs: int, folder: Path, *, is_final: bool
@@ -280,7 +286,7 @@ class TorchBench:
 
     def load(self, folder: Path) -> nn.Module:
         """A saved variant, on the job's device."""
-        return archive.load(folder, self._given).to(self.device).eval()
+        return in_eval(archive.load(folder, self._given).to(self.device))
 
     # export -----------------------------------------------------------------------------------
 

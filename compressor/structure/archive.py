@@ -23,6 +23,7 @@ from compressor.files import write_bytes
 from compressor.result import digest
 from compressor.structure.describe import diff, rebuild
 from compressor.structure.packing import pack, unpack
+from compressor.structure.trace import in_eval
 
 STRUCTURE_FILE = "structure.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -88,7 +89,7 @@ def load(folder: str | os.PathLike[str], reference: nn.Module) -> nn.Module:
             f"The weights in {folder} do not fit the structure beside them: {error} "
             "Save the model again."
         ) from error
-    return model.eval()
+    return in_eval(model)
 
 
 def packed_size_bytes(model: nn.Module) -> int:

@@ -22,7 +22,7 @@ from compressor.interfaces.inputs import ModelInputs, output_tensors
 from compressor.structure.cutting import keep_many
 from compressor.structure.groups import ChannelGroup, Member
 from compressor.structure.surgery import undone
-from compressor.structure.trace import FORWARD_FAILURES, copy_for_analysis, eval_mode, run
+from compressor.structure.trace import FORWARD_FAILURES, copy_for_analysis, eval_mode, in_mode, run
 
 VISIBLE = 1e-10  # a smaller change of the output would be rounding, and prove nothing
 CLARITY = 1e-3  # the error of the cut, as a fraction of the change that the cut makes
@@ -199,7 +199,9 @@ class Check:
                     for key, buffer in module._buffers.items():
                         module._buffers[key] = None if buffer is None else buffer.clone()
                 try:
-                    outputs = output_tensors(self.inputs.call(self.probe.train()))
+                    outputs = output_tensors(
+                        self.inputs.call(in_mode(self.probe, is_training=True))
+                    )
                 finally:
                     for module, mode in modes:
                         module.training = mode

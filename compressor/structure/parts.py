@@ -62,7 +62,8 @@ def _has_idle_weights(graph: ExportedProgram) -> bool:
 
 
 def _training_graph(model: nn.Module, inputs: ModelInputs) -> ExportedProgram | None:
-    training = copy_model(model).train()
+    training = copy_model(model)
+    training.train()
     return _graph(training, inputs)
 
 

@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compressor.errors import ModelError, first_line
 from compressor.interfaces.inputs import ModelInputs
 
+M = TypeVar("M", bound=nn.Module)
 # What a user's `forward`, and the tools that trace it, raise when they cannot go on.
 FORWARD_FAILURES = (
     ArithmeticError,
@@ -46,6 +47,17 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def in_eval(model: M) -> M:
+    """`model`, now in eval mode."""
+    return in_mode(model, is_training=False)
+
+
+def in_mode(model: M, *, is_training: bool) -> M:
+    """`model`, now in that mode. A `train` of the user's own may forget to return it."""
+    model.train(is_training)
+    return model
+
+
 def copy_for_analysis(model: nn.Module) -> nn.Module:
     """A deep copy on the CPU in eval mode that keeps no cache of what it has seen.
 
@@ -54,7 +66,7 @@ def copy_for_analysis(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: as `copy_model`.
     """
-    copied = copy_model(model).cpu().eval()
+    copied = in_eval(copy_model(model).cpu())
     for module in copied.modules():
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:

@@ -14,7 +14,7 @@ from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call, interleave
 from compressor.quantization.plan import Formats
 from compressor.structure.archive import packed_size_bytes
-from compressor.structure.trace import copy_model
+from compressor.structure.trace import copy_model, in_eval
 from compressor.targets.base import Deployed, Layer, Target
 
 
@@ -40,7 +40,7 @@ class EagerTarget(Target):
         Its size is that of the weights in a saved archive, where zeros and palettes are packed.
         """
         self._require_int8(bool(formats))
-        module = copy_model(model).to(self.device).eval()
+        module = in_eval(copy_model(model).to(self.device))
         return Deployed(module, packed_size_bytes(module))
 
     def _call(self, module: nn.Module, inputs: ModelInputs) -> AbstractContextManager[Call]:

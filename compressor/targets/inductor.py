@@ -16,7 +16,7 @@ from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call
 from compressor.quantization.plan import Formats
 from compressor.structure.archive import packed_size_bytes
-from compressor.structure.trace import copy_model
+from compressor.structure.trace import copy_model, in_eval
 from compressor.targets.base import Deployed, Layer, Target
 from compressor.targets.eager import time_eager_layer
 
@@ -43,7 +43,7 @@ class InductorTarget(Target):
     ) -> Deployed:
         """A compiled copy of `model`, called once so that errors come now; no file is written."""
         self._require_int8(bool(formats))
-        module = copy_model(model).to(self.device).eval()
+        module = in_eval(copy_model(model).to(self.device))
         size_bytes = packed_size_bytes(module)
         compiled = cast(nn.Module, torch.compile(module))
         try:

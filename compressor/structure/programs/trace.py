@@ -25,7 +25,7 @@ from compressor.structure.programs.merge import Batch, Misfit, merge
 from compressor.structure.programs.program import FORMAT, Program
 from compressor.structure.programs.programmed import set_program
 from compressor.structure.programs.slots import Position, Slot, locate
-from compressor.structure.trace import FORWARD_FAILURES, copy_model, run
+from compressor.structure.trace import FORWARD_FAILURES, copy_model, in_eval, in_mode, run
 
 MOST_ENTRIES = 4096  # of a tensor that is written into a program
 TOLERANCE = 1e-12  # relative, in float64: the operations are the same ones
@@ -73,7 +73,7 @@ def trace_program(module: nn.Module, small: ModelInputs, large: ModelInputs) -> 
     """
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         raise refuse("it has hooks, or a `forward` that is not its class's", module)
-    double = copy_model(module).cpu().double().eval()
+    double = in_eval(copy_model(module).cpu().double())
     small = _canonical(double, small.to("cpu").double())
     large = _canonical(double, large.to("cpu").double())
     batch = _batch(module, small, large)
@@ -82,7 +82,7 @@ def trace_program(module: nn.Module, small: ModelInputs, large: ModelInputs) -> 
     calls_of_many = watch_calls(double, large)
     exported = export(double, large, calls_of_many, few.opaque)
     many = encode(double, exported, large, calls_of_many, few.collapsed)
-    exported = export(double.train(), small, calls, few.opaque)
+    exported = export(in_mode(double, is_training=True), small, calls, few.opaque)
     training = encode(double, exported, small, calls, few.collapsed)
     double.eval()
     buffers = _buffers(double, few, many)
@@ -170,9 +170,9 @@ def _check_equal(
         original, programmed = copy.deepcopy(module), copy.deepcopy(module)
         set_program(programmed, program)
         for call in inputs:
-            expected = _outputs(original.train(is_training), call)
+            expected = _outputs(in_mode(original, is_training=is_training), call)
             try:
-                got = _outputs(programmed.train(is_training), call)
+                got = _outputs(in_mode(programmed, is_training=is_training), call)
             except FORWARD_FAILURES as error:
                 raise refuse(f"its program does not run: {error}", module) from error
             equal = len(expected) == len(got) and all(map(_is_equal, expected, got))
