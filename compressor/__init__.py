@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compressor.config import Config
     from compressor.engine import Engine
+    from compressor.export.quantize import Quantized, quantize
     from compressor.frameworks.torch_framework import TorchFramework
     from compressor.interfaces import (
         Accuracy,
@@ -65,6 +66,7 @@ __all__ = [
     "NativeOptimizerFactory",
     "NativeSchedulerFactory",
     "Pruned",
+    "Quantized",
     "Result",
     "State",
     "TaskModel",
@@ -78,6 +80,7 @@ __all__ = [
     "load",
     "profile",
     "prune",
+    "quantize",
     "save",
 ]
 
@@ -101,6 +104,7 @@ _HOMES = {
     "NativeOptimizerFactory": "compressor.interfaces",
     "NativeSchedulerFactory": "compressor.interfaces",
     "Pruned": "compressor.techniques.one_shot",
+    "Quantized": "compressor.export.quantize",
     "Result": "compressor.result",
     "State": "compressor.training",
     "TaskModel": "compressor.training",
@@ -113,6 +117,7 @@ _HOMES = {
     "load": "compressor.structure.archive",
     "profile": "compressor.profiling.profile",
     "prune": "compressor.techniques.one_shot",
+    "quantize": "compressor.export.quantize",
     "save": "compressor.structure.archive",
 }
 

@@ -40,6 +40,7 @@ class FakeBench:
     calls: list[str] = field(default_factory=list)
     fails_to_build: frozenset[str] = frozenset()
     int8_points: float = 0.0
+    trained_share: float = 1.0  # of them that is left when the numbers are trained
     name: str = "fake"
 
     def check(self) -> None:
@@ -147,7 +148,9 @@ class FakeBench:
         removed = plan.of("block_removal")
         damage = sum(0.1 * (1 + list(LAYERS).index(choice.site)) for choice in removed)
         kept = max(1 - RECOVERED_PER_EPOCH * model.epochs, 0.2)
-        points = POINTS_PER_DAMAGE * damage * kept + self.int8_points * len(plan.of("quantization"))
+        numbers = plan.of("quantization")
+        shares = (self.trained_share if c.setting.get("trained") else 1.0 for c in numbers)
+        points = POINTS_PER_DAMAGE * damage * kept + self.int8_points * sum(shares)
         layers = 1 + len(LAYERS) - len(removed)  # one layer is no site
         eighths = 4 * layers - 3 * len(plan.of("quantization"))
         cost = Cost(layers * 256, layers * 100, eighths * 64, latency_ms=eighths / 4)

@@ -82,6 +82,28 @@ def test_int8_outside_delta_leaves_as_few_layers_in_float_as_suffice(tmp_path: P
     assert result.certificate.within_delta
 
 
+def test_int8_outside_delta_is_trained_before_layers_are_left_in_float(tmp_path: Path) -> None:
+    result, bench = run(
+        tmp_path,
+        {"int8_points": 0.3, "trained_share": 0.5},
+        optimization="compression",
+        delta=1.0,
+        techniques=["quantization"],
+        budget={"trials": 1},
+    )
+    numbers = result.plan.of("quantization")
+    assert len(numbers) == len(LAYERS)
+    assert all(choice.setting["trained"] for choice in numbers)
+    assert bench.calls.count("recover") == 1, "as short as suffices"
+    assert result.certificate.within_delta
+
+
+def test_numbers_that_hold_are_not_trained(tmp_path: Path) -> None:
+    options = {"int8_points": 0.01, "trained_share": 0.0}
+    result, _ = run(tmp_path, options, optimization="compression", techniques=["quantization"])
+    assert not any(choice.setting.get("trained") for choice in result.plan)
+
+
 def test_no_more_trials_than_the_budget_says(tmp_path: Path) -> None:
     _, bench = run(tmp_path, budget={"trials": 2}, full_trainer={"epochs": 5})
     assert bench.calls.count("build") <= 1 + 2  # the plan of numbers alone, and two trials

@@ -227,8 +227,8 @@ class _ExportForm:
             result = self._call(
                 ops.round_trip.default,
                 source,
-                self._constant(f"{name}.scale", plan.scale),
-                self._constant(f"{name}.zero_point", plan.zero_point.to(stored_type(plan.scheme))),
+                self._constant(f"{name}_scale", plan.scale),
+                self._constant(f"{name}_zero_point", plan.zero_point.to(stored_type(plan.scheme))),
             )
         node.replace_all_uses_with(result)
 

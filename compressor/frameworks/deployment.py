@@ -17,6 +17,7 @@ from compressor.export.onnx import export_onnx
 from compressor.export.post_training import PostTraining
 from compressor.export.torchscript import save_torchscript
 from compressor.export.verify import parity
+from compressor.frameworks.quantized_training import learned_plan
 from compressor.hardware import describe_machine
 from compressor.interfaces.inputs import ModelInputs
 from compressor.logs import get_logger
@@ -32,6 +33,7 @@ from compressor.targets.layer_latencies import machine_path
 logger = get_logger(__name__)
 
 QUANTIZATION = "quantization"
+TRAINED = "trained"  # in a choice's setting: its layer learns to be rounded
 IMAGE_DIMS = 4
 
 
@@ -119,14 +121,26 @@ class Deployment:
 
         Of a layer that has become a chain, all layers of the chain.
         """
-        formats = {
+        formats = self.formats(model, plan)
+        learned = learned_plan(model)
+        return self.target.deploy(
+            self._lean(model, inputs),
+            inputs,
+            folder,
+            formats=learned if learned is not None and learned.formats == formats else formats,
+            calibration=calibration,
+        )
+
+    def formats(
+        self, model: nn.Module, plan: Plan, *, trained: bool = False
+    ) -> dict[str, LayerFormat]:
+        """Of the layers of `model` that `plan` quantizes; or of those that it trains so, alone."""
+        return {
             name: self.target.format(choice.setting["format"])
             for choice in plan.of(QUANTIZATION)
+            if choice.setting.get(TRAINED, False) or not trained
             for name in factor_names(model, choice.site)
         }
-        return self.target.deploy(
-            self._lean(model, inputs), inputs, folder, formats=formats, calibration=calibration
-        )
 
     def time(self, module: nn.Module, inputs: ModelInputs) -> Timing:
         """Milliseconds of one call."""

@@ -32,6 +32,7 @@ from compressor.frameworks.layer_costs import (
     structural_changes,
 )
 from compressor.frameworks.layer_formats import allowed_formats, possible_formats
+from compressor.frameworks.quantized_training import load_plan, save_plan, train_quantized
 from compressor.frameworks.recovery import Recovery
 from compressor.frameworks.subset import Subset, draw_subset, model_digest, outputs_on
 from compressor.interfaces.data import check_data, first_batch, move
@@ -40,6 +41,8 @@ from compressor.logs import get_logger
 from compressor.profiling.counts import count
 from compressor.profiling.memory import peak_activation_memory
 from compressor.progress import Progress
+from compressor.quantization.aware import QuantizationAwareTraining
+from compressor.quantization.plan import Formats
 from compressor.result import Choice, Cost, Plan, digest
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.structure import archive
@@ -61,7 +64,9 @@ from compressor.techniques import (
     TechniqueContext,
     apply_plan,
 )
+from compressor.training.algorithm import Algorithm
 from compressor.training.algorithms.batchnorm import reestimate_batchnorm
+from compressor.training.algorithms.gradient_clipping import GradientClipping
 
 logger = get_logger(__name__)
 
@@ -258,11 +263,40 @@ class TorchBench:
             for technique in self.techniques.values()
             for algorithm in technique.algorithms(plan.of(technique.name).choices)
         ]
+        formats = self._deployment.formats(model, plan, trained=True)
+        if formats and algorithms:
+            raise ModelError(
+                "Numbers of few bits are not trained beside zeros or palettes that must stay."
+            )
+        if formats:
+            self._train_quantized(model, formats, epochs, folder, is_final=is_final)
+            return
         self.recovery.fit(model, epochs, folder, is_final=is_final, algorithms=algorithms)
         if self.config.external_training_loop is not None:  # which knows nothing of the algorithms
             for technique in self.techniques.values():
                 if technique.stage in (Stage.VALUES, Stage.PALETTE):
                     technique.apply(model, plan.of(technique.name).choices, self.context)
+
+    def _train_quantized(
+        self, model: nn.Module, formats: Formats, epochs: int, folder: Path, *, is_final: bool
+    ) -> None:
+        config = self.config
+        if config.external_training_loop is not None:
+            raise ModelError("The external training loop does not train numbers of few bits.")
+        settings = config.full_trainer if is_final else config.fine_tuner
+
+        def fit(quantized: nn.Module) -> None:
+            algorithms: list[Algorithm] = [QuantizationAwareTraining()]
+            if settings.gradient_clip_norm is None:  # rounding makes gradients rough
+                algorithms.append(GradientClipping(1.0))
+            self.recovery.fit(quantized, epochs, folder, is_final=is_final, algorithms=algorithms)
+
+        batch = move(first_batch(self.data["train"]), self.device)
+        inputs = self.example.to(self.device)
+        calibration = (inputs.to(self.device) for inputs in self.subset.inputs)
+        train_quantized(
+            model, formats, inputs, calibration, fit, lambda tried: self.task.loss(tried, batch)
+        )
 
     def epoch_seconds(self) -> float:
         """A measured guess at one fine-tuning epoch of the whole reference."""
@@ -283,10 +317,12 @@ class TorchBench:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Structure and weights, without pickle."""
         archive.save(model, folder, reference=self._given)
+        save_plan(model, folder)
 
     def load(self, folder: Path) -> nn.Module:
         """A saved variant, on the job's device."""
-        return in_eval(archive.load(folder, self._given).to(self.device))
+        model = archive.load(folder, self._given).to(self.device)
+        return in_eval(load_plan(model, folder))
 
     # export -----------------------------------------------------------------------------------
 

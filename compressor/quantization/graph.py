@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from compressor.errors import ModelError, suggest
+from compressor.quantization.norms import fold_norms
 
 aten: Any = torch.ops.aten
 CONVOLUTIONS = frozenset(
@@ -129,12 +130,16 @@ class QuantizationGraph:
     """The graph of one program; it is read, and copied to put quantizers in."""
 
     def __init__(self, program: ExportedProgram) -> None:
-        """Read `program`: of a model in evaluation mode, its batch norms folded."""
+        """Read `program`: of a model in evaluation mode, its batch norms folded where they can be.
+
+        Those that are left are folded here: the parameters of these layers are not the model's.
+        """
         functional = program.run_decompositions({aten.silu.default: _silu, aten.mean.dim: _mean})
         options = inspect.signature(functional.module).parameters
         self.module: fx.GraphModule = functional.module(
             **({"check_guards": False} if "check_guards" in options else {})
         )
+        fold_norms(self.module, CONVOLUTIONS | {LINEAR})
         self._tensors = _tensors(self.module)
 
     @property

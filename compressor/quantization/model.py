@@ -38,7 +38,7 @@ class Quantizer(nn.Module):
     zero_point: Tensor
     growth: nn.Parameter | None
     extremes: Tensor
-    range: Tensor
+    moving_range: Tensor
 
     def __init__(self, plan: TensorPlan, key: tuple[str, str] = ("a", "")) -> None:
         """With the numbers of `plan`."""
@@ -69,10 +69,10 @@ class Quantizer(nn.Module):
 
     def follow_range(self) -> None:
         """Be ready to follow the range of what passes; once is enough."""
-        if "range" not in self._buffers:
+        if "moving_range" not in self._buffers:
             ends = self.scheme.qmin - self.zero_point, self.scheme.qmax - self.zero_point
-            self.register_buffer("range", torch.stack(ends) * self.scale)
-            self.register_buffer("extremes", torch.zeros_like(self.range))
+            self.register_buffer("moving_range", torch.stack(ends) * self.scale)
+            self.register_buffer("extremes", torch.zeros_like(self.moving_range))
 
     def take_range(self, momentum: float) -> None:
         """Move the range towards the extremes that were noted, and forget them.
@@ -81,15 +81,16 @@ class Quantizer(nn.Module):
             momentum: part of the way, 0 to 1; 0 or extremes that are not finite: it stays.
         """
         if momentum and self.extremes.any() and self.extremes.isfinite().all():
-            self.range.lerp_(self.extremes, momentum)
-            step, zero_point = parameters_of_range(*self.range, self.scheme)
+            self.moving_range.lerp_(self.extremes, momentum)
+            low, high = self.moving_range
+            step, zero_point = parameters_of_range(low, high, self.scheme)
             self.step.copy_(step)
             self.zero_point.copy_(zero_point)
         self.extremes.zero_()
 
     def plan(self) -> TensorPlan:
         """The numbers that it has now."""
-        return TensorPlan(self.scheme, self.scale.cpu(), self.zero_point.cpu())
+        return TensorPlan(self.scheme, self.scale.cpu().clone(), self.zero_point.cpu().clone())
 
     def extra_repr(self) -> str:
         """The scheme."""

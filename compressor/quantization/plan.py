@@ -151,6 +151,7 @@ def make_plan(
     ranges: Ranges,
     *,
     activation: Scheme = ACTIVATION,
+    fixed: Mapping[str, TensorPlan] | None = None,
 ) -> QuantizationPlan:
     """Scales and zero points for the layers of `formats`.
 
@@ -159,6 +160,7 @@ def make_plan(
         formats: of the layers that are quantized.
         ranges: (low, high) of at least `observed_values(graph, …)`, by name.
         activation: the scheme of all activations.
+        fixed: of weights, by path, whose numbers are known for the scheme that they have.
 
     Raises:
         ModelError: if there is no such layer.
@@ -173,7 +175,9 @@ def make_plan(
         form = formats[product.layer]
         if form.weight.is_float:
             continue
-        known = weights.get(product.weight)
+        known, given = weights.get(product.weight), (fixed or {}).get(product.weight)
+        if known is None and given is not None and given.scheme == form.weight:
+            known = given
         scale, zero_point = known_or_new(known, graph.tensor(product.weight), form.weight)
         if form.activations == "static" and product.bias is not None:
             origin = placement.scale_of[product.source]

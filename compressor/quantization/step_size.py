@@ -3,12 +3,13 @@
 LSQ trains the scale, and takes g = 1 / sqrt(count * qmax) of its gradient, so that a step of SGD
 changes scale and weights by like parts of themselves. Here u is trained, scale = initial * exp(u),
 with the gradient g * dL/dscale / scale. To first order that is the same step of SGD; but the scale
-stays positive, Adam changes it by a part of itself where it would step over the scale, and weight
-decay pulls it to where it began and not to 0. So it needs no learning rate of its own.
+stays positive, Adam changes it by a part of itself where it would step over a scale of 0.005, and
+weight decay pulls it to where it began and not to 0. So it needs no learning rate of its own.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,7 @@ def lsq_factor(count: float, qmax: int) -> float:
     >>> lsq_factor(9, 4)
     0.16666666666666666
     """
-    return float(count * qmax) ** -0.5
+    return 1 / math.sqrt(count * qmax)
 
 
 def grown_scale(initial: Tensor, growth: Tensor, factor: float) -> Tensor:
@@ -47,7 +48,7 @@ def grown_scale(initial: Tensor, growth: Tensor, factor: float) -> Tensor:
     """
     scale = initial * growth.detach().exp()
     reference = torch.maximum(scale, scale.amax() * FINEST)
-    balanced = _Balanced.apply(growth, factor / reference.square())  # type: ignore[no-untyped-call]
+    balanced = _Balanced.apply(growth, factor / reference.square())
     return initial * cast(Tensor, balanced).exp()
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from compressor.errors import CompressorError
 from compressor.logs import get_logger
 from compressor.progress import Progress
-from compressor.result import Cost, LatencyErrors, Plan, VariantRecord
+from compressor.result import Choice, Cost, LatencyErrors, Plan, VariantRecord
 from compressor.search.budget import Spending
 from compressor.search.strategy import DamageSearch, Proposal
 from compressor.search.variants import Variants
@@ -26,6 +26,7 @@ WIDENING = 1.5  # of the allowed drop, when time is left and nothing promising
 SEARCH_SHARE = 0.3  # of the time that is left goes into trials
 FINISH_SHARE = 0.6  # of what is then left goes into the finalist, and so on
 TURNS = 12  # of trials and finalists
+NUMBER_ATTEMPTS = 3  # to train numbers of few bits, with twice the epochs each time
 MIN_EPOCH_SECONDS = 1e-3  # no division by zero where a test's epoch takes no time
 
 Decide = Callable[[str, Callable[[], int]], int]
@@ -248,6 +249,9 @@ class Search:
         best = leave_out(len(by_damage))
         if not self.goal.holds(best):
             return record
+        trained = self._train_numbers(record)
+        if trained is not None:
+            return trained
         low, high = 0, len(by_damage)  # low fails, high holds
         while high - low > 1:
             middle = (low + high) // 2
@@ -257,6 +261,33 @@ class Search:
             else:
                 low = middle
         return best
+
+    def _train_numbers(self, record: VariantRecord) -> VariantRecord | None:
+        """`record`, trained in its numbers until it holds; None if it does not come to that.
+
+        Twice as many epochs each time, while that helps and there is time for it.
+        """
+        plan = Plan(tuple(self._as_trained(choice) for choice in record.plan))
+        predicted = Proposal(
+            plan, record.predicted.get("cost", 0.0), record.predicted.get("damage", 0.0)
+        )
+        epochs, last = self._effort.trial_epochs, record
+        for attempt in range(NUMBER_ATTEMPTS if epochs else 0):
+            asked = f"train the numbers of {record.id}, attempt {attempt}"
+            if not self._decide(asked, lambda: self._spending.seconds_left > 0):
+                return None
+            trained = self._make(predicted, epochs=epochs, start=last, is_final=record.is_final)
+            if trained.status == "done" and self.goal.holds(trained):
+                return trained
+            if trained.status != "done" or self.goal.drop(trained) >= self.goal.drop(last):
+                return None
+            epochs, last = 2 * epochs, trained
+        return None
+
+    def _as_trained(self, choice: Choice) -> Choice:
+        if not self._is_number(choice.technique):
+            return choice
+        return replace(choice, setting={**choice.setting, "trained": True})
 
     def _make(
         self,

@@ -180,7 +180,7 @@ def _pairs(model: nn.Module, inputs: ModelInputs) -> list[tuple[str, str]]:
     def note(name: str, received: ModelInputs, outputs: Any) -> None:
         calls[name] += 1
         module = modules[name]
-        if type(module) in LAYERS and isinstance(outputs, Tensor):
+        if isinstance(module, tuple(LAYERS)) and isinstance(outputs, Tensor):
             written[id(outputs)] = (name, weakref.ref(outputs), outputs._version)
         elif _is_norm(module) and received.tensors():
             source = received.tensors()[0]

@@ -17,7 +17,7 @@ from compressor.errors import ConfigError
 from compressor.interfaces.device import Device
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, Timing, interleave
-from compressor.quantization.plan import Formats, LayerFormat, find_format
+from compressor.quantization.plan import Formats, LayerFormat, QuantizationPlan, find_format
 from compressor.structure.factored import Factored, chain_shapes
 from compressor.targets.layer_latencies import LayerLatencies
 
@@ -92,7 +92,7 @@ class Target(ABC):
         inputs: ModelInputs,
         folder: Path,
         *,
-        formats: Formats | None = None,
+        formats: Formats | QuantizationPlan | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
         """Make `model` what it is on this target; `model` itself is not changed.
@@ -101,7 +101,8 @@ class Target(ABC):
             model: in float, on any device.
             inputs: of one call.
             folder: for files; made if it is missing.
-            formats: of the layers to quantize, by name; None or empty is float.
+            formats: of the layers to quantize, by name, or all scales as well; None or empty is
+                float.
             calibration: inputs to quantize by; asked for one after another.
 
         Raises:

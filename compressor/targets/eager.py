@@ -12,7 +12,7 @@ from torch import nn
 
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call, interleave
-from compressor.quantization.plan import Formats
+from compressor.quantization.plan import Formats, QuantizationPlan
 from compressor.structure.archive import packed_size_bytes
 from compressor.structure.trace import copy_model, in_eval
 from compressor.targets.base import Deployed, Layer, Target
@@ -32,7 +32,7 @@ class EagerTarget(Target):
         inputs: ModelInputs,
         folder: Path,
         *,
-        formats: Formats | None = None,
+        formats: Formats | QuantizationPlan | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
         """A copy of `model` on the target's device, in evaluation mode; no file is written.

@@ -14,7 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 from compressor.errors import ExportError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call
-from compressor.quantization.plan import Formats
+from compressor.quantization.plan import Formats, QuantizationPlan
 from compressor.structure.archive import packed_size_bytes
 from compressor.structure.trace import copy_model, in_eval
 from compressor.targets.base import Deployed, Layer, Target
@@ -38,7 +38,7 @@ class InductorTarget(Target):
         inputs: ModelInputs,
         folder: Path,
         *,
-        formats: Formats | None = None,
+        formats: Formats | QuantizationPlan | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
         """A compiled copy of `model`, called once so that errors come now; no file is written."""

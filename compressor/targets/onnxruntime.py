@@ -15,7 +15,7 @@ from compressor.export.onnx import export_onnx
 from compressor.export.post_training import PostTraining
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call
-from compressor.quantization.plan import Formats, LayerFormat, find_format
+from compressor.quantization.plan import Formats, LayerFormat, QuantizationPlan, find_format
 from compressor.targets import saturation
 from compressor.targets.base import Deployed, Layer, Target
 from compressor.targets.layer_file import write_layer
@@ -36,13 +36,13 @@ class OnnxRuntimeTarget(Target):
         inputs: ModelInputs,
         folder: Path,
         *,
-        formats: Formats | None = None,
+        formats: Formats | QuantizationPlan | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
         """Write `model_float.onnx` and, if layers are quantized, `model_int8.onnx`."""
         folder.mkdir(parents=True, exist_ok=True)
         path = float_path = export_onnx(model, inputs, folder / "model_float.onnx")
-        if formats:
+        if formats is not None and (isinstance(formats, QuantizationPlan) or formats):
             quantizer = PostTraining(model, inputs, calibration)
             path = quantizer.write(folder / "model_int8.onnx", formats)
         return Deployed(

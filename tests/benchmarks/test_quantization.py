@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from PIL import Image
 
-from benchmarks.quantization import SETTINGS, latency_key, summarize
-from benchmarks.quantization_models import make_case, pick, sentence_batches
+from benchmarks.quantization import SETTINGS, is_clearly_worse, latency_key, summarize
+from benchmarks.quantization_models import make_case, pick, read_jpegs, sentence_batches
 from benchmarks.quantization_peers import Reader, open_session, predict, split_batches
 
 
@@ -23,6 +25,7 @@ def row(method: str, accuracy: float, ratio: float, seconds: float = 1.0) -> dic
         "accuracy %": accuracy,
         "drop": 90.0 - accuracy,
         "seconds": seconds,
+        "right": torch.arange(400) < 4 * accuracy,
         **{latency_key(*setting): ratio for setting in SETTINGS},
     }
 
@@ -33,13 +36,23 @@ def test_a_peer_that_is_faster_or_more_accurate_than_ours_is_seen() -> None:
         "efficientnet_int8_drop": 0.5,
         "efficientnet_latency_ratio": 2.2,
         "never_worse_than_peers": 1.0,
+        "never_worse_beyond_chance": 1.0,
         "points_behind_peers": 0.0,
     }
     more_accurate = summarize([*own, row("NNCF", 89.75, 1.0)])
     assert more_accurate["never_worse_than_peers"] == 0.0
+    assert more_accurate["never_worse_beyond_chance"] == 1.0  # one sample
     assert more_accurate["points_behind_peers"] == 0.25
     faster = summarize([*own, row("NNCF", 80.0, 3.0)])
-    assert faster["never_worse_than_peers"] == 0.0
+    assert faster["never_worse_than_peers"] == faster["never_worse_beyond_chance"] == 0.0
+
+
+def test_five_samples_for_none_are_no_chance_and_four_are() -> None:
+    labels = torch.ones(100, dtype=torch.bool)
+    for lost, is_clear in ((4, False), (5, True)):
+        worse = {"right": torch.arange(100) >= lost}
+        assert is_clearly_worse(worse, {"right": labels}) == is_clear
+        assert not is_clearly_worse({"right": labels}, worse)
 
 
 def test_a_row_that_came_to_nothing_counts_for_nobody() -> None:
@@ -71,6 +84,24 @@ def test_accuracy_is_of_the_samples_in_their_order() -> None:
 def test_picked_samples_are_of_the_whole_range() -> None:
     assert pick(torch.arange(10), 5).tolist() == [0, 2, 4, 6, 8]
     assert pick(torch.arange(3), 5).tolist() == [0, 1, 2]
+
+
+def test_images_come_out_of_their_files_in_order(tmp_path: Path) -> None:
+    files = []
+    for shade in (10, 200):
+        file = io.BytesIO()
+        Image.fromarray(np.full((32, 32, 3), shade, np.uint8)).save(file, "JPEG")
+        files.append(file.getvalue())
+    np.savez(
+        tmp_path / "images.npz",
+        test_jpeg=np.frombuffer(b"".join(files), np.uint8),
+        test_offsets=np.cumsum([0, *map(len, files)]),
+        test_labels=np.array([3, 7]),
+    )
+    images, labels = read_jpegs(tmp_path / "images.npz", "test_")
+    assert images.shape == (2, 3, 32, 32)
+    assert images.float().mean((1, 2, 3)).tolist() == pytest.approx([10, 200], abs=1)
+    assert labels.tolist() == [3, 7]
 
 
 def test_an_epoch_has_every_sentence_once_without_the_common_padding() -> None:

@@ -121,7 +121,9 @@ def test_when_the_time_is_up_the_rest_is_estimated_from_the_same_layer(
     with caplog.at_level(logging.WARNING, logger="compressor"):
         model.calibrate(112.0)  # times a, b and c; the time is not up
         assert model.cost("a", in_int8(LAYERS["a"])) == pytest.approx(32 / 4)  # the fourth
-        assert model.cost("a", LayerState(4, 2, bits=8, format="static_int8")) == pytest.approx(8 / 4)
+        assert model.cost("a", LayerState(4, 2, bits=8, format="static_int8")) == pytest.approx(
+            8 / 4
+        )
         assert model.cost("b", LayerState(8, 4)) == pytest.approx(32.0)
         assert model.cost("b", LayerState(8, 3)) == pytest.approx(24.0)
     assert len(clockwork.asked) == 4

@@ -77,7 +77,9 @@ def find_pairs(graph: QuantizationGraph) -> list[Pair]:
     return pairs
 
 
-def readers_of_channels(graph: QuantizationGraph, value: fx.Node, axis: int) -> list[Product] | None:
+def readers_of_channels(
+    graph: QuantizationGraph, value: fx.Node, axis: int
+) -> list[Product] | None:
     """The products that read the channels of `value`; None if something else does as well.
 
     Args:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
+from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.corrections.channels import (
     channel_axis,
     count_readers,
@@ -24,10 +26,9 @@ from compressor.quantization.corrections.walking import Walk
 from compressor.quantization.graph import Product, QuantizationGraph, rank
 from compressor.quantization.plan import Formats
 from compressor.quantization.scheme import ACTIVATION, Scheme
-from compressor.interfaces.inputs import ModelInputs
 
 aten: Any = torch.ops.aten
-SAMPLE_ROWS = 1024  # that alpha is searched on
+PART_ROWS = 64  # of each part, that alpha is searched on
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def smooth_graph(
         DataError: if the samples are not finite.
     """
     chosen: dict[str, float] = {}
-    walk = Walk(graph.module, parts)
+    walk = Walk(copy.deepcopy(graph.module), parts)
     for place in find_smoothable(graph):
         weight_scheme = _scheme(place, formats)
         if weight_scheme is None:
@@ -159,9 +160,10 @@ def _observed(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     kept: list[Tensor] = []
     for part in parts:
         rows = part.reshape(-1, part.shape[-1])
-        greatest = rows.abs().amax(0)
+        magnitudes = rows.abs()
+        greatest = magnitudes.amax(0)
         absmax = greatest if absmax is None else torch.maximum(absmax, greatest)
-        kept.append(rows[:: -(-len(rows) // SAMPLE_ROWS)])
+        # and the row of the largest value, which gives the range
+        kept += [rows[magnitudes.amax(1).argmax(), None], rows[:: -(-len(rows) // PART_ROWS)]]
     assert absmax is not None
-    joined = torch.cat(kept)
-    return absmax, joined[:: -(-len(joined) // SAMPLE_ROWS)]
+    return absmax, torch.cat(kept)

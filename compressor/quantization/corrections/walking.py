@@ -37,9 +37,7 @@ def cut(graph: QuantizationGraph, batches: Iterable[ModelInputs]) -> list[ModelI
     """
     size = max(1, PART_BYTES // max(1, graph.sample_bytes()))
     parts = [
-        _part(batch, start, size)
-        for batch in batches
-        for start in range(0, batch.batch_size, size)
+        _part(batch, start, size) for batch in batches for start in range(0, batch.batch_size, size)
     ]
     if not parts:
         raise DataError(
