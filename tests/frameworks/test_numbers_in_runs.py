@@ -1,0 +1,82 @@
+"""A run of the engine whose numbers have too few bits to be only calibrated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from compressor import Engine, TorchForwardPass, TorchFramework
+from compressor.cli.demo import digit_loaders
+from compressor.frameworks.quantized_training import load_plan
+from compressor.quantization import plan
+from compressor.quantization.scheme import WEIGHT
+from compressor.testing.models import TinyResNet
+
+pytestmark = pytest.mark.slow
+
+
+def accuracy(model: nn.Module, loader: Any) -> dict[str, float]:
+    right = [(model(images).argmax(1) == labels).float() for images, labels in loader]
+    return {"accuracy": 100 * float(torch.cat(right).mean())}
+
+
+def test_numbers_outside_delta_are_trained_and_the_file_has_what_they_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse = {"static_int8": plan.LayerFormat(WEIGHT.with_bits(2))}
+    monkeypatch.setattr(plan, "FORMATS", {**plan.FORMATS, **coarse})
+    torch.manual_seed(0)
+    loaders = digit_loaders()
+    train, test = (loaders[split].dataset for split in ("train", "test"))
+    data = {
+        "train": DataLoader(TensorDataset(*train[:512]), 64, shuffle=True),
+        "test": DataLoader(TensorDataset(*test[:200]), 100),
+    }
+    model = TinyResNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(8):
+        for images, labels in data["train"]:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    engine = Engine(
+        framework=TorchFramework(),
+        data=data,
+        model=model.eval(),
+        config={
+            "delta": 12.0,
+            "optimization": "quantization",
+            "run_dir": str(tmp_path),
+            "device": "CPU",
+            "progress": False,
+            "budget": {"trials": 1},
+            "fine_tuner": {"optimizer": {"name": "SGD", "lr": 0.05}, "epochs": 4},
+            "full_trainer": {"optimizer": {"name": "SGD", "lr": 0.02}, "epochs": 1},
+        },
+        forward_pass=TorchForwardPass(model_input_pattern=(0, "_")),
+        eval_func=accuracy,
+        loss_function_cls=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+    )
+    small = engine.run()
+    result = engine.result
+    assert result is not None
+    first = result.variants[0]  # calibrated alone
+    assert first.metrics["accuracy"] < result.certificate.reference_metric - 12.0
+    assert len(result.plan) > 0
+    assert all(choice.setting["trained"] for choice in result.plan)
+    assert result.certificate.within_delta
+    assert type(small) is TinyResNet
+    assert math.isclose(
+        accuracy(engine.result.runtime_model(), data["test"])["accuracy"], result.certificate.metric
+    )
+    assert hasattr(load_plan(nn.Module(), result.artifacts["model_dir"]), "compressor_quantization")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), "the user's model is as it was"
