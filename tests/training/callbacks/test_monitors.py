@@ -226,7 +226,8 @@ def test_memory_is_in_bytes() -> None:
 
 def test_a_large_tensor_is_seen_in_memory() -> None:
     before = rss_bytes()
-    large = torch.ones(64 * 2**20, dtype=torch.uint8)
+    # so large that no part of it can be memory that was freed before
+    large = torch.ones(400 * 2**20, dtype=torch.uint8)
     assert rss_bytes() - before > 0.9 * large.numel()
     assert peak_rss_bytes() >= before + 0.9 * large.numel()
     assert peak_rss_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
