@@ -22,6 +22,7 @@ from compressor.export.corrections import (
 from compressor.export.layer_formats import Format, choose_formats, read_formats
 from compressor.export.post_training import PostTraining
 from compressor.export.qdq import export_quantized
+from compressor.export.saturation import safe_format
 from compressor.interfaces.inputs import ModelInputs, device_of
 from compressor.quantization.model import QuantizedModel
 from compressor.quantization.observers import Method
@@ -123,7 +124,8 @@ def quantize(
                 "The model has no convolution or linear layer with a constant weight, so nothing "
                 "of it can be quantized."
             )
-        formats, skipped = choose_formats(model, quantizer, forms, layers, ignored)
+        wanted, skipped = choose_formats(model, quantizer, forms, layers, ignored)
+        formats = {name: safe_format(form) for name, form in wanted.items()}
         report = correct(
             quantizer,
             formats,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,10 +12,10 @@ from torch import nn
 
 from compressor.export.onnx import export_onnx
 from compressor.export.post_training import PostTraining
+from compressor.export.saturation import safe_format
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call
 from compressor.quantization.plan import Formats, LayerFormat, QuantizationPlan, find_format
-from compressor.targets import saturation
 from compressor.targets.base import Deployed, Layer, Target
 from compressor.targets.layer_file import write_layer
 from compressor.targets.node_times import layer_kernel_ms
@@ -53,10 +52,7 @@ class OnnxRuntimeTarget(Target):
 
     def format(self, name: str) -> LayerFormat:
         """The format of that name; with weights of 7 bits where sums of 8 saturate."""
-        form = find_format(name)
-        if form.activations == "float" or not saturation.is_saturating():
-            return form
-        return replace(form, weight=replace(form.weight, reduced=True))
+        return safe_format(find_format(name))
 
     @contextmanager
     def _call(self, module: nn.Module, inputs: ModelInputs) -> Iterator[Call]:

@@ -18,14 +18,14 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["training.md", "structure.md"])
+@pytest.mark.parametrize("name", ["training.md", "structure.md", "quantization.md"])
 def test_every_block_of_the_guide_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "guide"}
     blocks = BLOCK.findall((FOLDER / name).read_text())
-    assert len(blocks) > 8
+    assert len(blocks) >= 4
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for number, block in enumerate(blocks):

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError, ExportError
+from compressor.export import saturation
 from compressor.export.onnx import export_onnx
 from compressor.export.qdq import integer_kernels
 from compressor.hardware import cpu_flags
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.plan import STATIC_INT8, WEIGHT_INT4
-from compressor.targets import OnnxRuntimeModel, OnnxRuntimeTarget, saturation
+from compressor.targets import OnnxRuntimeModel, OnnxRuntimeTarget
 from compressor.targets.base import Deployed
 from compressor.testing.models import DictModel, TinyResNet, TinyTransformer
 

@@ -7,11 +7,14 @@ runs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
+
+from compressor.quantization.plan import LayerFormat
 
 SIZE = 64
 
@@ -23,6 +26,13 @@ def is_saturating() -> bool:
     columns = np.full((SIZE, SIZE), 127, dtype=np.int8)
     (sums,) = _product().run(None, {"rows": rows, "columns": columns})
     return bool((sums != 255 * 127 * SIZE).any())
+
+
+def safe_format(form: LayerFormat) -> LayerFormat:
+    """`form`, with weights of one bit less where sums of all bits would be cut here."""
+    if form.activations == "float" or form.weight.bits < 8 or not is_saturating():
+        return form
+    return replace(form, weight=replace(form.weight, reduced=True))
 
 
 def _product() -> ort.InferenceSession:
