@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from compressor.config import Config, TrainerConfig
+from compressor.errors import ModelError
 from compressor.interfaces.data import DataLoaderView
 from compressor.interfaces.task import Task
 from compressor.logs import get_logger
 from compressor.progress import Progress
+from compressor.quantization.aware import QuantizationAwareTraining
 from compressor.training.algorithm import Algorithm, Callback
 from compressor.training.algorithms.distillation import Distillation
 from compressor.training.algorithms.gradient_clipping import GradientClipping
@@ -27,6 +29,7 @@ logger = get_logger(__name__)
 TIMED_BATCHES = 4
 ASSUMED_BATCHES = 100  # of an epoch whose loader does not know its length
 LOOP_TEST_BATCHES = 2
+ROUNDED_GRADIENT_NORM = 1.0
 
 
 class Recovery:
@@ -107,6 +110,23 @@ class Recovery:
             trainer.eval()  # what the fit begins with counts among the best
         trainer.fit()
         best.restore(model)
+
+    def fit_quantized(self, model: nn.Module, epochs: int, folder: Path, *, is_final: bool) -> None:
+        """Train a quantized model in place, through its rounding; as `fit`.
+
+        Raises:
+            ModelError: if the user's own loop trains.
+        """
+        if self._config.external_training_loop is not None:
+            raise ModelError(
+                "An external training loop does not train numbers of few bits: layers stay in "
+                "float instead. Leave the loop out to have them trained."
+            )
+        settings = self._config.full_trainer if is_final else self._config.fine_tuner
+        algorithms: list[Algorithm] = [QuantizationAwareTraining()]
+        if settings.gradient_clip_norm is None:  # rounding makes gradients rough
+            algorithms.append(GradientClipping(ROUNDED_GRADIENT_NORM))
+        self.fit(model, epochs, folder, is_final=is_final, algorithms=algorithms)
 
     def epoch_seconds(self, model: nn.Module) -> float:
         """Seconds of an epoch, from a few batches of training `model`, a copy that is spent."""

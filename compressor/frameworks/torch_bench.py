@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from compressor.config import Config
 from compressor.errors import ConfigError, ExportError, ModelError
-from compressor.export.post_training import PostTraining
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_calls, check_training
 from compressor.frameworks.defaults import make_task
 from compressor.frameworks.deployment import QUANTIZATION, Deployment
 from compressor.frameworks.divergence import divergence
 from compressor.frameworks.identity import source_of, stable
-from compressor.frameworks.latency_model import STATIC, LatencyModel, group_latency_ms
+from compressor.frameworks.latency_model import LatencyModel, group_latency_ms
 from compressor.frameworks.layer_costs import (
     costly_layers,
     latency_cost,
@@ -31,7 +30,7 @@ from compressor.frameworks.layer_costs import (
     stated_change,
     structural_changes,
 )
-from compressor.frameworks.layer_formats import allowed_formats, possible_formats
+from compressor.frameworks.numbers import Numbers
 from compressor.frameworks.quantized_training import load_plan, save_plan, train_quantized
 from compressor.frameworks.recovery import Recovery
 from compressor.frameworks.subset import Subset, draw_subset, model_digest, outputs_on
@@ -41,7 +40,6 @@ from compressor.logs import get_logger
 from compressor.profiling.counts import count
 from compressor.profiling.memory import peak_activation_memory
 from compressor.progress import Progress
-from compressor.quantization.aware import QuantizationAwareTraining
 from compressor.quantization.plan import Formats
 from compressor.result import Choice, Cost, Plan, digest
 from compressor.search.space import LayerChange, LayerCost, LayerState
@@ -64,9 +62,7 @@ from compressor.techniques import (
     TechniqueContext,
     apply_plan,
 )
-from compressor.training.algorithm import Algorithm
 from compressor.training.algorithms.batchnorm import reestimate_batchnorm
-from compressor.training.algorithms.gradient_clipping import GradientClipping
 
 logger = get_logger(__name__)
 
@@ -234,9 +230,7 @@ class TorchBench:
     def damage_of(self, choice: Choice) -> float:
         """Divergence of the outputs on the subset when `choice` alone is made."""
         if self.is_number(choice.technique):
-            module = self._quantizer.simulate(
-                {choice.site: self._deployment.format(choice.setting["format"])}
-            )
+            module = self._numbers.simulate(choice)
             outputs = outputs_on(module, self.subset.inputs, torch.device("cpu"))
         else:
             variant = self.build(Plan((choice,)))
@@ -269,7 +263,7 @@ class TorchBench:
                 "Numbers of few bits are not trained beside zeros or palettes that must stay."
             )
         if formats:
-            self._train_quantized(model, formats, epochs, folder, is_final=is_final)
+            self._train_numbers(model, formats, epochs, folder, is_final=is_final)
             return
         self.recovery.fit(model, epochs, folder, is_final=is_final, algorithms=algorithms)
         if self.config.external_training_loop is not None:  # which knows nothing of the algorithms
@@ -277,25 +271,19 @@ class TorchBench:
                 if technique.stage in (Stage.VALUES, Stage.PALETTE):
                     technique.apply(model, plan.of(technique.name).choices, self.context)
 
-    def _train_quantized(
+    def _train_numbers(
         self, model: nn.Module, formats: Formats, epochs: int, folder: Path, *, is_final: bool
     ) -> None:
-        config = self.config
-        if config.external_training_loop is not None:
-            raise ModelError("The external training loop does not train numbers of few bits.")
-        settings = config.full_trainer if is_final else config.fine_tuner
-
-        def fit(quantized: nn.Module) -> None:
-            algorithms: list[Algorithm] = [QuantizationAwareTraining()]
-            if settings.gradient_clip_norm is None:  # rounding makes gradients rough
-                algorithms.append(GradientClipping(1.0))
-            self.recovery.fit(quantized, epochs, folder, is_final=is_final, algorithms=algorithms)
-
         batch = move(first_batch(self.data["train"]), self.device)
-        inputs = self.example.to(self.device)
-        calibration = (inputs.to(self.device) for inputs in self.subset.inputs)
         train_quantized(
-            model, formats, inputs, calibration, fit, lambda tried: self.task.loss(tried, batch)
+            model,
+            formats,
+            self.example.to(self.device),
+            (inputs.to(self.device) for inputs in self.subset.inputs),
+            fit=partial(
+                self.recovery.fit_quantized, epochs=epochs, folder=folder, is_final=is_final
+            ),
+            loss=lambda tried: self.task.loss(tried, batch),
         )
 
     def epoch_seconds(self) -> float:
@@ -379,7 +367,7 @@ class TorchBench:
             accumulate_gradients=self._accumulate_gradients,
             stores_compact=self._counts_bytes and self._deployment.target.stores_compact,
             layer_saves=self._layer_saves if self.config.optimization == "latency" else None,
-            layer_formats=lambda: self._layer_formats,
+            layer_formats=lambda: self._numbers.formats,
         )
 
     @cached_property
@@ -411,14 +399,12 @@ class TorchBench:
     def _group_cost(self, group: ChannelGroup, width: int) -> float:
         """Milliseconds of the layers of `group` at a width."""
         layers = costly_layers(self.reference)
-        return group_latency_ms(group, width, layers, self._latency.cost, self._int8_choices)
+        return group_latency_ms(group, width, layers, self._latency.cost, self._int8_layers)
 
-    @cached_property
-    def _int8_choices(self) -> Sequence[str]:
+    @property
+    def _int8_layers(self) -> Sequence[str]:
         """Layers that may be quantized in this run."""
-        if QUANTIZATION not in self.techniques:
-            return ()
-        return [name for name, formats in self._layer_formats.items() if STATIC in formats]
+        return self._numbers.static_layers if QUANTIZATION in self.techniques else ()
 
     @cached_property
     def _latency(self) -> LatencyModel:
@@ -437,7 +423,7 @@ class TorchBench:
             limit_seconds=math.inf if minutes is None else minutes * 60 * TIMING_SHARE,
         )
         model.calibrate(self._baseline.cost.latency_ms)
-        if int8 := self._int8_choices:
+        if int8 := self._int8_layers:
             mixed = int8[1::3]  # none of them beside another
             int8_ms = told.get("int8", lambda: self._int8_latency_ms(int8))
             others = [name for name in int8 if name not in mixed]
@@ -447,28 +433,20 @@ class TorchBench:
 
     def _int8_latency_ms(self, layers: Sequence[str]) -> float:
         """Of the reference with `layers` in int8."""
-        formats = dict.fromkeys(layers, self._deployment.format(STATIC))
-        return self._latency_ms(self._deployment.quantized_file(self._quantizer, formats))
+        return self._latency_ms(self._numbers.runtime_model(layers))
 
     @cached_property
-    def _quantizer(self) -> PostTraining:
-        """Of the reference."""
-        return self._deployment.quantizer(self.reference, self.example, self.subset.inputs)
+    def _numbers(self) -> Numbers:
+        """The reference in few bits."""
+        return Numbers(
+            self.config, self._deployment, self.reference, self.example, self.subset.inputs
+        )
 
     @property
     def _counts_bytes(self) -> bool:
         """Whether a smaller file is worth anything in this run."""
         is_limited = self.config.budget.size_bytes is not None
         return is_limited or self.config.optimization == "compression"
-
-    @cached_property
-    def _layer_formats(self) -> Mapping[str, Sequence[str]]:
-        """What each layer may be quantized to."""
-        if not self._deployment.supports_int8:
-            return {}
-        layers, custom = self._quantizer.layers, self.config.custom_compression
-        possible = possible_formats(layers, self.reference, self.config.optimization)
-        return allowed_formats(possible, self.reference, custom)
 
     def _accumulate_gradients(self, model: nn.Module) -> None:
         """The gradient of the user's loss over the subset; batch norms use their statistics."""
