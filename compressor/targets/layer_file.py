@@ -38,6 +38,8 @@ def write_layer(
     Where its activations are static, it reads, and a convolution writes, numbers from 0 to 1.
     """
     weight, bias = layer.weight, layer.bias
+    if isinstance(layer, _ConvTransposeNd):
+        form = None  # it has no integer kernel
     is_static = form is not None and form.activations == "static"
     is_row_product = isinstance(layer, nn.Linear) and (
         len(input_shape) != 2 or (form is not None and not is_static)

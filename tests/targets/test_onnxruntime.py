@@ -195,7 +195,9 @@ def test_a_model_that_was_not_deployed_is_not_timed(model: nn.Module) -> None:
 def test_an_int8_layer_is_timed_on_its_integer_kernel() -> None:
     target = OnnxRuntimeTarget()
     layer = nn.Conv2d(64, 64, 3, padding=1, bias=False)
-    in_float, in_int8 = (target.layer_latency_ms(layer, (1, 64, 16, 16), q) for q in (False, True))
+    in_float, in_int8 = (
+        target.layer_latency_ms(layer, (1, 64, 16, 16), q) for q in ("", "static_int8")
+    )
     assert in_float > 0
     assert in_int8 > 0
     assert in_int8 != in_float
@@ -203,4 +205,4 @@ def test_an_int8_layer_is_timed_on_its_integer_kernel() -> None:
 
 def test_a_layer_without_an_integer_kernel_is_timed_in_float() -> None:
     layer = nn.ConvTranspose2d(8, 8, 3)
-    assert OnnxRuntimeTarget().layer_latency_ms(layer, (1, 8, 8, 8), int8=True) > 0
+    assert OnnxRuntimeTarget().layer_latency_ms(layer, (1, 8, 8, 8), "static_int8") > 0
