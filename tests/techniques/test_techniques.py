@@ -67,7 +67,7 @@ def make_context() -> TechniqueContext:
         inputs,
         importance="l2",
         stores_compact=True,
-        layer_formats=lambda: dict.fromkeys(["conv1", "linear"], ["static_int8"]),
+        layer_formats=lambda: dict.fromkeys(["conv1", "linear"], ("static_int8",)),
     )
 
 
