@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from compressor.export.quantized_ops import (
 )
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.affine import quantize
-from compressor.quantization.graph import CONVOLUTIONS, LINEAR, rank
+from compressor.quantization.graph import CONVOLUTIONS, LINEAR, is_computing, rank
 from compressor.quantization.model import (
     BiasQuantizer,
     DynamicQuantizer,
@@ -49,6 +50,7 @@ REQUANTIZED = CONVOLUTIONS | {
     aten.conv_transpose2d.input,
     aten.conv_transpose3d.input,
 }
+CONSTANTS = "constants"
 FOUR_BITS = {"int4": TensorProto.INT4, "uint4": TensorProto.UINT4}
 
 
@@ -94,6 +96,8 @@ class _ExportForm:
         self._module, _ = copy_graph(model.graph)
         self._formats = model.formats
         self._graph = self._module.graph
+        self._constants = nn.Module()
+        self._module.add_module(CONSTANTS, self._constants)
         self.needs_blocks = False
 
     def build(self) -> fx.GraphModule:
@@ -101,6 +105,9 @@ class _ExportForm:
         for node in list(self._graph.nodes):
             if node.target in REQUANTIZED:
                 self._write_product(node, modules)
+            elif node.target is aten.avg_pool2d.default and not is_computing(node):
+                with self._graph.inserting_before(node):
+                    node.update_arg(0, self._call(ops.keep_float.default, node.args[0]))
         for node in list(self._graph.nodes):
             module = modules.get(str(node.target)) if node.op == "call_module" else None
             if isinstance(module, Quantizer):
@@ -184,7 +191,7 @@ class _ExportForm:
         """Integers, scale and zero point as constants of the graph."""
         path = str(cast(fx.Node, rounded.args[0]).target)
         plan = weight.plan()
-        values = self._module.get_parameter(path).detach().cpu()
+        values = self._tensor(path)
         integers = quantize(values, plan.scale, plan.zero_point, plan.scheme)
         kind = stored_type(plan.scheme)
         scale, zero_point = plan.scale, plan.zero_point
@@ -194,20 +201,20 @@ class _ExportForm:
                 item.T if item.dim() == 2 else item for item in (scale, zero_point)
             )
         self.needs_blocks |= plan.scheme.bits <= 4 or plan.scheme.block is not None
-        suffix = plan.scheme.storage
+        suffix, way = plan.scheme.storage, "transposed_" if transposed else ""
         return [
             self._constant(f"{path}_{name}", tensor)
             for name, tensor in (
-                (suffix, integers.to(kind)),
-                ("scale", scale),
-                (f"zero_point_{suffix}", zero_point.to(kind)),
+                (f"{way}{suffix}", integers.to(kind)),
+                (f"{way}scale", scale),
+                (f"{way}zero_point_{suffix}", zero_point.to(kind)),
             )
         ]
 
     def _integer_bias(self, call: fx.Node, quantizer: BiasQuantizer) -> fx.Node:
         path = str(cast(fx.Node, call.args[0]).target)
         scale = quantizer.scale.cpu()
-        integers = quantizer.integers(self._module.get_parameter(path)).cpu()
+        integers = quantizer.integers(self._tensor(path)).cpu()
         name = f"{path}_{call.name}"
         with self._graph.inserting_before(call):
             stored = [
@@ -232,14 +239,16 @@ class _ExportForm:
             )
         node.replace_all_uses_with(result)
 
+    def _tensor(self, path: str) -> Tensor:
+        """A parameter or buffer, on the CPU."""
+        value: Tensor = attrgetter(path)(self._module)
+        return value.detach().cpu()
+
     def _constant(self, path: str, tensor: Tensor) -> fx.Node:
-        owner, _, name = path.rpartition(".")
-        holder = self._module.get_submodule(owner)
-        if name in holder._buffers:
-            holder._buffers[name] = tensor.contiguous()
-        else:
-            holder.register_buffer(name, tensor.contiguous())
-        return self._graph.get_attr(path)
+        """A constant of the file; in a holder of its own, where no name of the model's is."""
+        name = path.replace(".", "_")
+        self._constants.register_buffer(name, tensor.contiguous())
+        return self._graph.get_attr(f"{CONSTANTS}.{name}")
 
     def _call(self, operation: Any, *args: Any) -> fx.Node:
         return self._graph.call_function(operation, args)
@@ -281,7 +290,7 @@ def _pad_integers(proto: onnx.ModelProto) -> None:
     graph = Graph(proto)
     for node in graph.nodes:
         before, after = graph.producers.get(node.input[0]), graph.only_consumer(node.output[0])
-        if node.op_type != "Pad" or not _is_pair(before, after):
+        if node.op_type != "Pad" or not _is_pair(before, after) or not _is_zero_pad(graph, node):
             continue
         assert before is not None
         assert after is not None
@@ -290,6 +299,13 @@ def _pad_integers(proto: onnx.ModelProto) -> None:
         node.output[:] = after.output
         proto.graph.node.remove(after)
     _drop_dead(proto)
+
+
+def _is_zero_pad(graph: Graph, node: NodeProto) -> bool:
+    filled = node.input[2] if len(node.input) > 2 else ""
+    if not filled:
+        return True
+    return filled in graph.constants and not numpy_helper.to_array(graph.constants[filled]).any()
 
 
 def _is_pair(before: NodeProto | None, after: NodeProto | None) -> bool:

@@ -75,7 +75,7 @@ def allowed_formats(
 
 def _has_kernel(layer: nn.Module | None, form: str) -> bool:
     """Whether the runtime has a product of such a layer in that format."""
-    return form == "static_int8" or not isinstance(layer, _ConvNd)
+    return form == "static_int8" or isinstance(layer, nn.Linear)
 
 
 def _named_layers(

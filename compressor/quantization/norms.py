@@ -62,8 +62,11 @@ def _fold(module: fx.GraphModule, norm: fx.Node, products: frozenset[Any]) -> bo
     )
     owner = module.get_submodule(path.rpartition(".")[0])
     bias_name = "bias" if layer_bias is None else str(layer_bias.target).rpartition(".")[2]
-    owner.register_parameter(path.rpartition(".")[2], nn.Parameter(folded[0]))
-    owner.register_parameter(bias_name, nn.Parameter(folded[1]))
+    while layer_bias is None and hasattr(owner, bias_name):
+        bias_name += "_folded"  # the module has a bias of its own, for something else
+    for name, value in zip((path.rpartition(".")[2], bias_name), folded, strict=True):
+        owner._buffers.pop(name, None)
+        owner.register_parameter(name, nn.Parameter(value))
     if layer_bias is None:
         _give_bias(module, product, f"{path.rpartition('.')[0]}.{bias_name}".lstrip("."))
     for part in list(norm.users):  # of three results only the first is read

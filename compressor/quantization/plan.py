@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from compressor.errors import ConfigError, suggest
+from compressor.errors import ConfigError, ModelError, suggest
 from compressor.quantization.affine import channel_range, parameters_of_range
 from compressor.quantization.graph import Product, QuantizationGraph
 from compressor.quantization.placement import Placement, place
-from compressor.quantization.scheme import ACTIVATION, WEIGHT, Scheme
+from compressor.quantization.scheme import ACTIVATION, FLOAT_BITS, WEIGHT, Scheme
 
 Activations = Literal["static", "dynamic", "float"]
 # a bias in steps of (scale of the input) * (scale of the weight) must fit 32 bits
@@ -37,6 +37,34 @@ class LayerFormat:
 
     weight: Scheme = WEIGHT
     activations: Activations = "static"
+
+    def __post_init__(self) -> None:
+        """Refuse what no file can say.
+
+        Raises:
+            ConfigError: for activations of another kind, and weights that the runtime cannot read.
+        """
+        known = get_args(Activations)
+        if self.activations not in known:
+            raise ConfigError(
+                f"activations={self.activations!r} is unknown. {suggest(self.activations, known)}"
+            )
+        if not isinstance(self.weight, Scheme):
+            raise ConfigError(
+                f"weight={self.weight!r} is no Scheme. Write WEIGHT.with_bits(4), or the name of a "
+                "format in place of a LayerFormat."
+            )
+        if self.weight.axis not in {None, 0}:
+            raise ConfigError(
+                f"axis={self.weight.axis} of a weight: its scales are of output channels. Write 0."
+            )
+        if 8 < self.weight.bits < FLOAT_BITS:
+            raise ConfigError(f"{self.weight.bits} bits of a weight: a file has 2 to 8. Write 8.")
+        if self.activations == "dynamic" and (self.weight.bits != 8 or self.weight.block):
+            raise ConfigError(
+                "Activations whose range is found in each call need weights of 8 bits with a scale "
+                f"for each channel, not {self.weight.to_json()}. Write activations='float'."
+            )
 
     @property
     def stored_bits(self) -> float:
@@ -175,6 +203,11 @@ def make_plan(
         form = formats[product.layer]
         if form.weight.is_float:
             continue
+        if not torch.isfinite(graph.tensor(product.weight)).all():
+            raise ModelError(
+                f"The weight {product.weight!r} has values that are not finite. Train the model "
+                "again, or leave the layer out."
+            )
         known, given = weights.get(product.weight), (fixed or {}).get(product.weight)
         if known is None and given is not None and given.scheme == form.weight:
             known = given

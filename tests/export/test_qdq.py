@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from compressor.errors import DataError, ModelError
+from compressor.errors import ConfigError, DataError, ModelError
 from compressor.export import qdq
 from compressor.export.onnx import export_onnx
 from compressor.export.post_training import PostTraining
@@ -25,6 +27,7 @@ from compressor.quantization.plan import (
     WEIGHT_INT8,
     LayerFormat,
 )
+from compressor.quantization.scheme import WEIGHT, Scheme
 
 LAYERS = ["stem", "conv1", "conv2", "last", "head"]
 FORMATS = {
@@ -197,7 +200,7 @@ def test_int8_is_near_to_float(
 def test_weights_are_stored_in_one_byte_each(quantizer: PostTraining, tmp_path: Path) -> None:
     path = quantizer.write(tmp_path / "q.onnx", static(LAYERS))
     stored = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
-    assert stored["stem.weight_int8"].data_type == onnx.TensorProto.INT8
+    assert stored["constants.stem_weight_int8"].data_type == onnx.TensorProto.INT8
     large = [tensor for tensor in stored.values() if np.prod(tensor.dims) > 16]
     assert {tensor.data_type for tensor in large} == {onnx.TensorProto.INT8}, "no float copy"
 
@@ -257,3 +260,126 @@ def test_a_value_that_is_not_finite_is_named(residual: nn.Module, images: Tensor
     bad[0, 0, 0, 0] = float("nan")
     with pytest.raises(ModelError, match="the value 'x' was not finite"):
         of(residual, bad).simulate(static(LAYERS))
+
+
+class Own(nn.Module):
+    """Two convolutions with something between them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.first(x).relu()))
+
+
+class TwoWays(nn.Module):
+    """One layer that reads rows and a matrix, with a buffer whose name a file could want."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 24)
+        self.layer.register_buffer("weight_scale", torch.tensor(3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.layer(x.mean(1)).unsqueeze(1)
+        scale: Tensor = self.layer.weight_scale  # type: ignore[assignment]
+        return (self.layer(x) + mean) * scale
+
+
+class NormedByHand(nn.Module):
+    """A norm without affine parameters behind a weight of the module's own, and another bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 3, 3, 3))
+        self.bias = nn.Parameter(torch.full((8,), 5.0))
+        self.register_buffer("mean", torch.ones(8))
+        self.register_buffer("variance", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = nn.functional.batch_norm(
+            nn.functional.conv2d(x, self.weight), self.mean, self.variance
+        )
+        return (normed + self.bias.view(1, -1, 1, 1)).relu()
+
+
+HARD = {
+    "pad by ones": lambda x: nn.functional.pad(x, (1, 1, 1, 1), value=1.0),
+    "pool, rounded up": lambda x: nn.functional.avg_pool2d(x[:, :, :7, :7], 2, 2, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("between", HARD)
+def test_what_integers_would_get_wrong_stays_in_float(
+    between: str, images: Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = Own(HARD[between]).eval()
+    quantizer = of(model, images)
+    formats = static(quantizer.layers)
+    expected = simulated(quantizer, formats, images).numpy()
+    spread = np.abs(expected).max()
+    actual = run(quantizer.write(tmp_path / "q.onnx", formats), images)
+    np.testing.assert_allclose(actual, expected, atol=0.02 * spread)
+    with torch.no_grad():
+        np.testing.assert_allclose(expected, model(images).numpy(), atol=0.05 * spread)
+
+
+def test_a_layer_that_reads_rows_and_a_matrix_is_stored_for_both(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, rows = TwoWays().eval(), torch.randn(16, 5, 16)
+    quantizer = of(model, rows)
+    formats = static(["layer"])
+    expected = simulated(quantizer, formats, rows).numpy()
+    actual = run(quantizer.write(tmp_path / "q.onnx", formats), rows)
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())
+    with torch.no_grad():
+        np.testing.assert_allclose(expected, model(rows).numpy(), atol=0.2)
+
+
+def test_a_folded_norm_leaves_the_module_its_own_bias(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = NormedByHand().eval()
+    quantizer = of(model, images)
+    with torch.no_grad():
+        torch.testing.assert_close(quantizer.graph.module(images), model(images))
+
+
+def test_weights_that_are_buffers_are_written(images: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
+    layer = model[1]
+    for name in ("weight", "bias"):
+        value = layer._parameters.pop(name)
+        layer.register_buffer(name, value.detach())  # type: ignore[union-attr]
+    quantizer = of(model, images)
+    path = quantizer.write(tmp_path / "q.onnx", static(["1"]))
+    expected = simulated(quantizer, static(["1"]), images).numpy()
+    np.testing.assert_allclose(run(path, images), expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_a_weight_that_is_not_finite_is_named(residual: nn.Module, images: Tensor) -> None:
+    bad = copy.deepcopy(residual)
+    with torch.no_grad():
+        bad.get_parameter("conv1.weight")[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"'conv1.weight' has values that are not finite"):
+        PostTraining(bad, ModelInputs((images[:2],))).simulate({"conv1": WEIGHT_INT8})
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (lambda: LayerFormat(activations=cast(Any, "statik")), "Did you mean 'static'"),
+        (lambda: LayerFormat(cast(Any, "int8")), "is no Scheme"),
+        (lambda: LayerFormat(Scheme(8, signed=True, symmetric=True, axis=1)), "axis=1"),
+        (lambda: LayerFormat(WEIGHT.with_bits(16)), "16 bits"),
+        (lambda: LayerFormat(WEIGHT.with_bits(4), "dynamic"), "need weights of 8 bits"),
+    ],
+)
+def test_a_format_that_no_file_can_have_is_refused(
+    form: Callable[[], LayerFormat], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        form()
