@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.errors import ExportError, first_line
+from compressor.export.attention_ops import with_four_dimensions
 from compressor.export.detection_ops import DESCRIPTION_WARNING
 from compressor.export.exported_program import export_program, is_image_list
 from compressor.export.graph import Graph, attribute, drop_unused_constants, sort_nodes
@@ -81,6 +82,7 @@ def make_onnx(
         signature = Signature.of(model, inputs, inputs.call(model))
     flat = _Flat(model, inputs)
     program = export_program(flat, flat.example, blamed=model, any_batch=not is_image_list(inputs))
+    program = with_four_dimensions(program)
     # Converting decomposes the traced graph again: as it was traced, without gradients.
     with _quiet(), torch.no_grad():
         try:
