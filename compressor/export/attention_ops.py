@@ -19,9 +19,7 @@ DIMS = 4
 def with_four_dimensions(program: ExportedProgram) -> ExportedProgram:
     """`program` with every attention on four dimensions; itself if they are."""
     sizes = (
-        node.args[0].meta["val"].dim()
-        for node in program.graph.nodes
-        if node.target is attention
+        node.args[0].meta["val"].dim() for node in program.graph.nodes if node.target is attention
     )
     if all(size == DIMS for size in sizes):
         return program
