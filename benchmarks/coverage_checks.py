@@ -87,13 +87,18 @@ def check_ours(case: Case, seed: int, report: Report) -> None:
     report(**attempt("verified", lambda: verifies(model, inputs, found)))
 
 
-def attempt(name: str, check: Callable[[], bool | str]) -> dict[str, Any]:
-    """The fact `name` as true or false, and the reason if it is false or the check raised."""
+def attempt(name: str, check: Callable[[], bool | str | None]) -> dict[str, Any]:
+    """The fact `name` as true or false, and the reason if it is false or the check raised.
+
+    None where there is nothing to be said.
+    """
     try:
         answer = check()
     except Exception as error:  # anything that a model or a tool raises is a reason
         answer = one_line(error)
-    return {name: True} if answer is True else {name: False, f"{name}_reason": str(answer)}
+    if answer is None or answer is True:
+        return {name: answer}
+    return {name: False, f"{name}_reason": str(answer)}
 
 
 # --------------------------------------------------------------------------------------- the model
@@ -240,12 +245,12 @@ def mask(model: nn.Module, cuts: Cuts) -> None:
             tensors[member.tensor].index_fill_(member.dim, torch.tensor(entries).long(), 0)
 
 
-def trains_like(model: nn.Module, pruned: nn.Module, inputs: ModelInputs) -> bool | str:
-    """Whether `pruned` runs forward and backward in training mode, if `model` does."""
+def trains_like(model: nn.Module, pruned: nn.Module, inputs: ModelInputs) -> bool | None:
+    """Whether `pruned` runs forward and backward in training mode; None if `model` does not."""
     try:
         backward(copy_model(model), inputs)
     except Exception:
-        return True  # such as a detector, which then wants targets
+        return None  # such as a detector, which then wants targets
     backward(copy_model(pruned), inputs)
     return True
 

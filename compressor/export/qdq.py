@@ -22,11 +22,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from compressor.export.graph import Graph, drop_unused_constants, sort_nodes
-from compressor.export.onnx import make_onnx, save_onnx
+from compressor.export.onnx import OPSET, make_onnx, save_onnx
 from compressor.export.quantized_ops import (
     BLOCKS_OPSET,
-    PRODUCTS_OPSET,
-    stored_type,
     translations,
 )
 from compressor.interfaces.inputs import ModelInputs
@@ -39,6 +37,7 @@ from compressor.quantization.model import (
     Quantizer,
     copy_graph,
 )
+from compressor.quantization.scheme import torch_dtype
 
 ops: Any = torch.ops.compressor
 aten: Any = torch.ops.aten
@@ -67,7 +66,7 @@ def export_quantized(model: QuantizedModel, inputs: ModelInputs, path: Path | st
     """
     form = _ExportForm(model)
     graph = form.build()
-    opset = BLOCKS_OPSET if form.needs_blocks else PRODUCTS_OPSET
+    opset = BLOCKS_OPSET if form.needs_blocks else OPSET
     proto = make_onnx(graph, inputs, translations=translations(opset), opset=opset)
     _pack_four_bits(proto)
     _skip_round_trips(proto)
@@ -193,7 +192,7 @@ class _ExportForm:
         plan = weight.plan()
         values = self._tensor(path)
         integers = quantize(values, plan.scale, plan.zero_point, plan.scheme)
-        kind = stored_type(plan.scheme)
+        kind = torch_dtype(plan.scheme)
         scale, zero_point = plan.scale, plan.zero_point
         if transposed:
             integers = integers.T
@@ -235,7 +234,7 @@ class _ExportForm:
                 ops.round_trip.default,
                 source,
                 self._constant(f"{name}_scale", plan.scale),
-                self._constant(f"{name}_zero_point", plan.zero_point.to(stored_type(plan.scheme))),
+                self._constant(f"{name}_zero_point", plan.zero_point.to(torch_dtype(plan.scheme))),
             )
         node.replace_all_uses_with(result)
 

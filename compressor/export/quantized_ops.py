@@ -14,9 +14,8 @@ from torch import Tensor
 from compressor.quantization.affine import dequantize as to_floats
 from compressor.quantization.affine import quantize as to_integers
 from compressor.quantization.model import dynamic_parameters
-from compressor.quantization.scheme import ACTIVATION, Scheme
+from compressor.quantization.scheme import ACTIVATION
 
-PRODUCTS_OPSET = 20
 BLOCKS_OPSET = 21  # the first with 4 bits and with blocks
 
 
@@ -118,10 +117,3 @@ def translations(opset: int) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         ours.dynamic_product.default: dynamic_product,
         ours.keep_float.default: keep_float,
     }
-
-
-def stored_type(scheme: Scheme) -> torch.dtype:
-    """Of the integers in the graph; those of 4 bits are packed when the file is written."""
-    if scheme.bits <= 8:
-        return torch.int8 if scheme.signed else torch.uint8
-    return torch.int16 if scheme.signed else torch.uint16

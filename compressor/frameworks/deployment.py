@@ -123,11 +123,17 @@ class Deployment:
         """
         formats = self.formats(model, plan)
         learned = learned_plan(model)
+        if learned is not None and learned.formats != formats:
+            logger.warning(
+                "The scales that were learned are for other formats than this plan has here, and "
+                "are calibrated anew. Train again on this kind of machine to have them learned."
+            )
+            learned = None
         return self.target.deploy(
             self._lean(model, inputs),
             inputs,
             folder,
-            formats=learned if learned is not None and learned.formats == formats else formats,
+            formats=formats if learned is None else learned,
             calibration=calibration,
         )
 

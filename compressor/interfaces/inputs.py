@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,23 @@ class ModelInputs:
             return tensor.repeat(repeats, *[1] * (tensor.dim() - 1))[:size].contiguous()
 
         return self.map(resize)
+
+    def part(self, start: int, size: int) -> ModelInputs:
+        """The samples from `start` on, `size` of them or as many as there are.
+
+        Tensors whose dimension 0 is not the batch stay as they are.
+        """
+        whole = self.batch_size
+        return self.map(
+            lambda tensor: (
+                tensor[start : start + size] if tensor.dim() and len(tensor) == whole else tensor
+            )
+        )
+
+    def parts(self, size: int) -> Iterator[ModelInputs]:
+        """All samples in order, `size` at a time."""
+        for start in range(0, self.batch_size, size):
+            yield self.part(start, size)
 
 
 def _image_list(args: tuple[Any, ...]) -> list[Tensor] | None:

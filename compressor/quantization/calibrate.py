@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,11 +41,12 @@ def calibrate(
         ModelError: if the model does not run on a batch, or a value is not finite; names the value.
     """
     module, observers = _observed(graph, values, method)
-    is_empty = True
+    is_empty, size = True, max(1, MEMORY_BYTES // graph.sample_bytes())
     with torch.no_grad():
-        for part in _parts(graph, batches):
+        for batch in batches:
             is_empty = False
-            part.call(module)
+            for part in batch.parts(size):
+                part.call(module)
     if is_empty:
         raise DataError("There is no calibration batch. Give at least one batch of training data.")
     return {name: observer.range(scheme) for name, observer in observers.items()}
@@ -86,20 +87,3 @@ def _observed(
                 module.graph.call_module(f"taps.{node.name}", (node,))
     module.recompile()
     return module, observers
-
-
-def _parts(graph: QuantizationGraph, batches: Iterable[ModelInputs]) -> Iterator[ModelInputs]:
-    """The batches, cut so small that no value is larger than `MEMORY_BYTES`."""
-    for batch in batches:
-        size = max(1, MEMORY_BYTES // max(1, graph.sample_bytes()))
-        for start in range(0, batch.batch_size, size):
-            yield _part(batch, start, size)
-
-
-def _part(inputs: ModelInputs, start: int, size: int) -> ModelInputs:
-    whole = inputs.batch_size
-    return inputs.map(
-        lambda tensor: (
-            tensor[start : start + size] if tensor.dim() and len(tensor) == whole else tensor
-        )
-    )

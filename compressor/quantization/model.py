@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.errors import ModelError
 from compressor.quantization.affine import fake_quantize, parameters_of_range
 from compressor.quantization.graph import Product, QuantizationGraph
 from compressor.quantization.placement import Placement
@@ -255,6 +256,11 @@ class _Builder:
     def _quantize_value(self, value: fx.Node, placement: Placement) -> None:
         """Put a quantizer behind the value, for those that shall read integers."""
         origin = placement.scale_of[value].name
+        if origin not in self._plan.activations:
+            raise ModelError(
+                f"The plan has no range for the value {origin!r}. It was made for another model, "
+                "or with another version of torch: make it anew."
+            )
         name = self._shared("a", origin, self._plan.activations[origin])
         node = self._copied[value]
         readers = {self._copied[reader] for reader in placement.readers(value)}

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.structure.fusion import fold_batchnorm
+from compressor.structure.fusion import fold_batchnorm, scale_and_shift
 
 aten: Any = torch.ops.aten
 NORM = aten._native_batch_norm_legit_no_training.default
@@ -46,7 +46,7 @@ def _fold(module: fx.GraphModule, norm: fx.Node, products: frozenset[Any]) -> bo
         return False
     if product.target is aten.linear.default and product.meta["val"].dim() != 2:
         return False  # it normalises another dimension than the product makes
-    scale, shift = _scale_and_shift(
+    scale, shift = scale_and_shift(
         None if weight is None else _value(module, weight),
         None if bias is None else _value(module, bias),
         _value(module, mean),
@@ -81,16 +81,6 @@ def _give_bias(module: fx.GraphModule, product: fx.Node, path: str) -> None:
         bias = module.graph.get_attr(path)
     bias.meta = {"val": module.get_parameter(path)}
     product.args = (*product.args[:2], bias, *product.args[3:])
-
-
-def _scale_and_shift(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    scale = (variance.double() + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight.detach().double()
-    shift = -mean.double() * scale
-    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 def _is_constant(item: object) -> bool:

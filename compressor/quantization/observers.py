@@ -203,51 +203,6 @@ class MSEObserver(_HistogramObserver):
         )
 
 
-class ChannelExtremes:
-    """The largest absolute value of each index of one dimension.
-
-    Args:
-        dim: 1 for the channels of images, -1 for the features of tokens.
-    """
-
-    def __init__(self, dim: int = -1) -> None:
-        self.dim = dim
-        self._absmax: Tensor | None = None
-
-    @property
-    def absmax(self) -> Tensor:
-        """(channels,) in float32 on the CPU.
-
-        Raises:
-            DataError: if there was no value.
-        """
-        if self._absmax is None:
-            raise _nothing_observed()
-        return self._absmax
-
-    def update(self, values: Tensor) -> None:
-        """Take `values` into account.
-
-        Raises:
-            ModelError: if a value is not finite, or there are other channels than before.
-        """
-        if not values.numel():
-            return
-        rows = values.detach().movedim(self.dim, -1).unsqueeze(0)
-        others = tuple(range(rows.dim() - 1))
-        extremes = torch.stack([rows.amin(others), rows.amax(others)]).to("cpu", torch.float32)
-        finite_extremes(extremes)
-        absmax = extremes.abs().amax(0)
-        if self._absmax is None:
-            self._absmax = absmax
-        if len(absmax) != len(self._absmax):
-            raise ModelError(
-                f"Dimension {self.dim} has {len(absmax)} channels, and had {len(self._absmax)} in "
-                "an earlier batch. Observe a dimension whose size is that of the weight."
-            )
-        self._absmax = torch.maximum(self._absmax, absmax)
-
-
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 OBSERVERS: Mapping[Method, Callable[[], Observer]] = {
     "minmax": MinMaxObserver,

@@ -119,10 +119,19 @@ def fold_batchnorm(
 def norm_scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """What a batch norm with running statistics does in evaluation mode, (channels,) in float64."""
     named: Any = norm
-    deviation = (named.running_var.double() + named.eps).sqrt()
-    scale = 1 / deviation if named.weight is None else named.weight.double() / deviation
-    shift = -named.running_mean.double() * scale
-    return scale, shift if named.bias is None else shift + named.bias.double()
+    return scale_and_shift(
+        named.weight, named.bias, named.running_mean, named.running_var, named.eps
+    )
+
+
+def scale_and_shift(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The same from its tensors, each (channels,)."""
+    deviation = (variance.double() + eps).sqrt()
+    scale = 1 / deviation if weight is None else weight.detach().double() / deviation
+    shift = -mean.double() * scale
+    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 class _Judge:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +129,12 @@ def test_a_file_of_another_model_does_not_reload(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_that_is_fine_gets_a_yes_everywhere() -> None:
-    outcome = run_limited(partial(check_ours, CASE, 0), seconds=120, memory_gib=8)
-    assert outcome.stopped is None
-    row = {"kind": "classifier", "note": "", "model": CASE.name, **outcome.facts, "stopped": None}
+    # in this process: one that was forked from it could not train, and would say nothing of it
+    facts: dict[str, Any] = {}
+    check_ours(CASE, 0, lambda **found: facts.update(found))
+    row = {"kind": "classifier", "note": "", "model": CASE.name, **facts, "stopped": None}
     assert coverage.is_fine(row), coverage.reason(row)
-    assert row["trains"]
+    assert row["trains"] is True
     assert row["verified"]
     assert 0.3 < row["prunable_fraction"] < 1
 
@@ -169,6 +169,7 @@ def test_the_reason_names_the_first_thing_that_failed() -> None:
 
 
 def test_torch_pruning_is_right_about_a_perceptron() -> None:
+    torch.manual_seed(0)
     model, _ = build_mlp()
     model, inputs = model.double(), INPUTS.double()
     whole = copy_model(model)
@@ -182,7 +183,8 @@ def test_torch_pruning_is_right_about_a_perceptron() -> None:
     dense = outputs_of(whole, inputs)
     assert coverage_peer.equals_masked(model, copy_model(whole), inputs, removed) is True
     assert relative_error(outputs_of(model, inputs), dense) > 1e-3
-    wrong = {**removed, ("fc3", "in"): {0}}
+    kept = set(range(8)) - removed["fc3", "in"]
+    wrong = {**removed, ("fc3", "in"): kept}
     assert coverage_peer.equals_masked(model, whole, inputs, wrong) is not True
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-DATA = os.environ.get("COMPRESSOR_DATA")
-needs_data = pytest.mark.skipif(not DATA, reason="COMPRESSOR_DATA names no folder with CIFAR-10")
 
 
 @pytest.fixture(autouse=True)
@@ -65,16 +63,25 @@ def test_the_accuracy_weighs_by_sample() -> None:
     assert CifarAccuracy().apply(Echo(1, 1), batches) == {"accuracy": 80.0}
 
 
-@needs_data
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "right"), [("resnet20", 932), ("resnet32", 944), ("resnet56", 943)]
-)
-def test_the_pretrained_weights_score_what_they_should(name: str, right: int) -> None:
+def test_weights_and_images_are_read_from_their_files(tmp_path: Path) -> None:
     from cifar_data import load_pretrained, make_loaders
     from cifar_resnet import CifarAccuracy
+    from cifar_resnet_model import CifarResNet
 
-    folder = Path(DATA or "")
-    loader: Any = make_loaders(folder)["test"]
-    accuracy = CifarAccuracy().apply(load_pretrained(folder, name), loader)
-    assert accuracy["accuracy"] == pytest.approx(100 * right / 1017)
+    torch.manual_seed(0)
+    model = CifarResNet(20).eval()
+    torch.save(model.state_dict(), tmp_path / "cifar10_resnet20.pt")
+    images = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normal = (images / 255 - mean.view(3, 1, 1)) / deviation.view(3, 1, 1)
+    with torch.no_grad():
+        labels = model(normal).argmax(1)
+    labels[:10] = (labels[:10] + 1) % 10  # a quarter is wrong
+    arrays = {"images": images.numpy(), "labels": labels.numpy()}
+    np.savez(
+        tmp_path / "cifar10_exact_subset.npz",
+        **{f"{split}_{key}": array for split in ("train", "test") for key, array in arrays.items()},
+    )
+    loader: Any = make_loaders(tmp_path, batch_size=16)["test"]
+    accuracy = CifarAccuracy().apply(load_pretrained(tmp_path, "resnet20"), loader)
+    assert accuracy["accuracy"] == pytest.approx(75.0)

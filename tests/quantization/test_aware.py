@@ -167,6 +167,7 @@ def test_micro_batches_are_the_same_as_whole_ones() -> None:
 
 
 def test_ranges_follow_the_data_until_the_end_of_observation() -> None:
+    torch.manual_seed(0)
     loader = list(make_images())
 
     def numbers(state: State) -> tuple[float, int]:

@@ -15,7 +15,6 @@ from compressor.quantization.affine import fake_quantize, parameters_of_range
 from compressor.quantization.observers import (
     BINS,
     OBSERVERS,
-    ChannelExtremes,
     EntropyObserver,
     Histogram,
     Method,
@@ -318,8 +317,6 @@ def test_shape_layout_and_gradient_do_not_matter(method: Method) -> None:
 def test_a_value_that_is_not_finite_is_refused(method: Method, value: float) -> None:
     with pytest.raises(ModelError, match=f"A value is {value}"):
         OBSERVERS[method]().update(torch.tensor([1.0, value, 2.0]))
-    with pytest.raises(ModelError, match=f"A value is {value}"):
-        ChannelExtremes().update(torch.tensor([[1.0, value], [2.0, 3.0]]))
 
 
 @every_method
@@ -328,37 +325,3 @@ def test_no_values_are_no_range(method: Method) -> None:
     observer.update(torch.empty(0, 3))
     with pytest.raises(DataError, match="No calibration batch"):
         observer.range(AFFINE)
-
-
-@pytest.mark.parametrize(("dim", "shape"), [(1, (2, 5, 3, 3)), (-1, (2, 7, 5)), (-1, (4, 5))])
-def test_channel_extremes_are_over_batches_and_all_other_dimensions(
-    dim: int, shape: tuple[int, ...]
-) -> None:
-    batches = [drawn(math.prod(shape)).view(shape) * factor for factor in (1, -3, 0.5)]
-    extremes = ChannelExtremes(dim)
-    for batch in batches:
-        extremes.update(batch)
-    rows = [batch.select(dim, channel) for channel in range(5) for batch in batches]
-    expected = [max(row.abs().max().item() for row in rows[3 * i : 3 * i + 3]) for i in range(5)]
-    assert extremes.absmax.tolist() == expected
-
-
-def test_channel_extremes_of_a_vector_are_its_absolute_values() -> None:
-    extremes = ChannelExtremes()
-    extremes.update(torch.tensor([-2.0, 1.0], dtype=torch.bfloat16))
-    assert extremes.absmax.tolist() == [2.0, 1.0]
-    assert extremes.absmax.dtype == torch.float32
-
-
-def test_channels_that_change_between_batches_are_refused() -> None:
-    extremes = ChannelExtremes()
-    extremes.update(torch.ones(2, 4))
-    with pytest.raises(ModelError, match="has 3 channels, and had 4"):
-        extremes.update(torch.ones(2, 3))
-
-
-def test_channel_extremes_of_nothing_are_an_error() -> None:
-    extremes = ChannelExtremes()
-    extremes.update(torch.empty(0, 4))
-    with pytest.raises(DataError, match="No calibration batch"):
-        _ = extremes.absmax

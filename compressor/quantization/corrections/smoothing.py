@@ -67,16 +67,6 @@ def smooth(weight: Tensor, scales: Tensor) -> Tensor:
     return weight * scales
 
 
-def smooth_norm(
-    norm_weight: Tensor, norm_bias: Tensor | None, scales: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Copies of a normalisation's weight and bias (in,) that divide its outputs by `scales`.
-
-    All that takes these outputs has to be smoothed: a residual branch must not begin there.
-    """
-    return norm_weight / scales, None if norm_bias is None else norm_bias / scales
-
-
 def search_alpha(
     weights: Sequence[Tensor],
     inputs: Tensor,

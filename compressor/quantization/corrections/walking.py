@@ -36,9 +36,7 @@ def cut(graph: QuantizationGraph, batches: Iterable[ModelInputs]) -> list[ModelI
         DataError: if there is none.
     """
     size = max(1, PART_BYTES // max(1, graph.sample_bytes()))
-    parts = [
-        _part(batch, start, size) for batch in batches for start in range(0, batch.batch_size, size)
-    ]
+    parts = [part for batch in batches for part in batch.parts(size)]
     if not parts:
         raise DataError(
             "There is no calibration sample to correct with. Give at least one batch of training "
@@ -54,7 +52,7 @@ def first_samples(batches: Iterable[ModelInputs], count: int) -> Iterator[ModelI
         batch = next(batches, None)
         if batch is None:
             return
-        yield _part(batch, 0, count)
+        yield batch.part(0, count)
         count -= batch.batch_size
 
 
@@ -184,12 +182,3 @@ def _size_bytes(values: Iterable[Any]) -> int:
         value if isinstance(value, (tuple, list)) else (value,) for value in values
     )
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-
-
-def _part(inputs: ModelInputs, start: int, size: int) -> ModelInputs:
-    whole = inputs.batch_size
-    return inputs.map(
-        lambda tensor: (
-            tensor[start : start + size] if tensor.dim() and len(tensor) == whole else tensor
-        )
-    )
