@@ -14,14 +14,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
-from compressor.export.graph import Graph, drop_unused_constants, sort_nodes
+from compressor.export.file_nodes import finish_nodes
+from compressor.export.graph import drop_unused_constants, sort_nodes
 from compressor.export.onnx import OPSET, make_onnx, save_onnx
 from compressor.export.quantized_ops import (
     BLOCKS_OPSET,
@@ -50,7 +49,6 @@ REQUANTIZED = CONVOLUTIONS | {
     aten.conv_transpose3d.input,
 }
 CONSTANTS = "constants"
-FOUR_BITS = {"int4": TensorProto.INT4, "uint4": TensorProto.UINT4}
 
 
 def export_quantized(model: QuantizedModel, inputs: ModelInputs, path: Path | str) -> Path:
@@ -68,9 +66,7 @@ def export_quantized(model: QuantizedModel, inputs: ModelInputs, path: Path | st
     graph = form.build()
     opset = BLOCKS_OPSET if form.needs_blocks else OPSET
     proto = make_onnx(graph, inputs, translations=translations(opset), opset=opset)
-    _pack_four_bits(proto)
-    _skip_round_trips(proto)
-    _pad_integers(proto)
+    finish_nodes(proto)
     sort_nodes(proto)
     drop_unused_constants(proto)
     return save_onnx(proto, path)
@@ -251,75 +247,3 @@ class _ExportForm:
 
     def _call(self, operation: Any, *args: Any) -> fx.Node:
         return self._graph.call_function(operation, args)
-
-
-def _pack_four_bits(proto: onnx.ModelProto) -> None:
-    """Store integers of 4 bits two in a byte, in place."""
-    for tensor in proto.graph.initializer:
-        kind = FOUR_BITS.get(tensor.name.rpartition("_")[2])
-        if kind is None or tensor.data_type == kind:
-            continue
-        values = numpy_helper.to_array(tensor)
-        low, high = values.reshape(-1)[::2] & 15, values.reshape(-1)[1::2] & 15
-        packed = low.astype(np.uint8)
-        packed[: len(high)] |= high.astype(np.uint8) << 4
-        tensor.CopyFrom(
-            helper.make_tensor(tensor.name, kind, values.shape, packed.tobytes(), raw=True)
-        )
-
-
-def _skip_round_trips(proto: onnx.ModelProto) -> None:
-    """Leave out DQ and Q of one scale behind each other: the integers are what they were."""
-    graph = Graph(proto)
-    same: dict[str, str] = {}
-    for node in graph.nodes:
-        node.input[:] = [same.get(name, name) for name in node.input]
-        before = graph.producers.get(node.input[0]) if node.input else None
-        if _is_pair(before, node):
-            assert before is not None
-            same[node.output[0]] = before.input[0]
-    _drop_dead(proto)
-
-
-def _pad_integers(proto: onnx.ModelProto) -> None:
-    """Let a Pad between DQ and Q of one scale run on integers, in place.
-
-    ONNX Runtime does not fuse it, and its float kernel is slower.
-    """
-    graph = Graph(proto)
-    for node in graph.nodes:
-        before, after = graph.producers.get(node.input[0]), graph.only_consumer(node.output[0])
-        if node.op_type != "Pad" or not _is_pair(before, after) or not _is_zero_pad(graph, node):
-            continue
-        assert before is not None
-        assert after is not None
-        sizes, axes = node.input[1], list(node.input[3:])
-        node.input[:] = [before.input[0], sizes, before.input[2], *axes]
-        node.output[:] = after.output
-        proto.graph.node.remove(after)
-    _drop_dead(proto)
-
-
-def _is_zero_pad(graph: Graph, node: NodeProto) -> bool:
-    filled = node.input[2] if len(node.input) > 2 else ""
-    if not filled:
-        return True
-    return filled in graph.constants and not numpy_helper.to_array(graph.constants[filled]).any()
-
-
-def _is_pair(before: NodeProto | None, after: NodeProto | None) -> bool:
-    """Whether they are DQ and Q of one scale."""
-    if before is None or after is None:
-        return False
-    kinds = (before.op_type, after.op_type)
-    return kinds == ("DequantizeLinear", "QuantizeLinear") and before.input[1:] == after.input[1:]
-
-
-def _drop_dead(proto: onnx.ModelProto) -> None:
-    """Remove nodes that nobody reads, in place."""
-    read = {value.name for value in proto.graph.output}
-    for node in reversed(list(proto.graph.node)):
-        if read.isdisjoint(node.output):
-            proto.graph.node.remove(node)
-        else:
-            read.update(node.input)

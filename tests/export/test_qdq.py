@@ -189,6 +189,36 @@ def test_pads_slices_and_splits_stay_integers(images: Tensor, tmp_path: Path) ->
     assert np.abs(run(path, images) - expected).mean() < 0.03 * np.abs(expected).mean()
 
 
+class PaddedFirst(nn.Module):
+    """Padding apart from the convolution that it is for, as TensorFlow's "same" comes to torch."""
+
+    def __init__(self, *, is_read_twice: bool) -> None:
+        super().__init__()
+        self.is_read_twice = is_read_twice
+        self.pad, self.stem = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 16, 3, stride=2)
+        self.wider, self.last = nn.ZeroPad2d((1, 2, 2, 1)), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wider(self.stem(self.pad(x)))
+        return self.last(x) + (x[:, :8] if self.is_read_twice else 0.0)
+
+
+@pytest.mark.parametrize(("is_read_twice", "pads"), [(False, 0), (True, 1)])
+def test_convolutions_do_the_padding_that_they_alone_read(
+    images: Tensor, tmp_path: Path, is_read_twice: bool, pads: int
+) -> None:
+    torch.manual_seed(0)
+    model = PaddedFirst(is_read_twice=is_read_twice).eval()
+    quantizer = of(model, images)
+    path = quantizer.write(tmp_path / "q.onnx", static(quantizer.layers))
+    kernels = integer_kernels(path)
+    assert (kernels["Pad"], kernels["QLinearConv"]) == (pads, 2)
+    simulated = quantizer.simulate(static(quantizer.layers)).eval()(images)
+    steps = (torch.from_numpy(run(path, images)) - simulated).abs() / simulated.abs().max()
+    assert steps.mean() < 1e-3
+    assert steps.max() < 0.02, "the edges are right as well"
+
+
 def test_int8_is_near_to_float(
     residual: nn.Module, quantizer: PostTraining, images: Tensor, tmp_path: Path
 ) -> None:
