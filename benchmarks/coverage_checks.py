@@ -23,13 +23,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from benchmarks.coverage_models import Case
 from benchmarks.limits import Report, one_line
 from compressor.export.onnx import export_onnx
+from compressor.export.onnxruntime_model import OnnxRuntimeModel
 from compressor.interfaces.inputs import ModelInputs, output_tensors
 from compressor.structure import archive
 from compressor.structure.channels import find_groups, verify_group
 from compressor.structure.cutting import keep_many
 from compressor.structure.groups import ChannelGroup, ChannelMap
 from compressor.structure.trace import copy_model, export_graph
-from compressor.targets.onnxruntime_model import OnnxRuntimeModel
 
 PRUNED_FRACTION = 0.3
 EQUAL = 1e-9  # in float64, of the largest output; sums in another order leave 1e-12

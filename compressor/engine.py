@@ -15,6 +15,7 @@ from compressor.errors import StudyError
 from compressor.files import write_text
 from compressor.frameworks.base import Exported, Framework, Job, Judged, Workbench
 from compressor.hardware import describe_machine
+from compressor.interfaces.metrics import check_delta
 from compressor.logs import get_logger
 from compressor.progress import Progress
 from compressor.result import (
@@ -28,12 +29,7 @@ from compressor.result import (
     from_mapping,
 )
 from compressor.search.budget import Spending
-from compressor.search.certificate import (
-    broken_limits,
-    check_delta,
-    explain,
-    make_certificate,
-)
+from compressor.search.certificate import broken_limits, explain, make_certificate
 from compressor.search.run_dir import RunDir, open_run_dir
 from compressor.search.search import SEARCH_SHARE, Decide, Effort, Goal, Search, frontier
 from compressor.search.sensitivity import sense
@@ -315,6 +311,8 @@ def _certify(
         exported.reference_metrics[goal.key],
         exported.judged,
         parity=exported.parity,
+        agreement=exported.agreement,
+        paired=exported.paired,
         target=bench.target(),
         looks=looks,
         split=config.holdout or config.eval_split,

@@ -7,7 +7,16 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("compressor", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime", "numpy")
+LIBRARIES = (
+    "compressor",
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "torchao",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+)
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 

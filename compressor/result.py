@@ -252,11 +252,54 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Between which ends the drop of the metric lies; see `search.interval`.
+
+    Attributes:
+        low: of the drop, on the metric's scale; negative is better than the reference.
+        high: the other end.
+        confidence: that the true drop lies between them, whichever of the judged variants it is of.
+        chunks: disjoint parts of the split, on which both models were evaluated.
+        looks: variants that the split had judged.
+    """
+
+    low: float
+    high: float
+    confidence: float
+    chunks: int
+    looks: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the quantized file to deploy names another class, by its largest output.
+
+    Attributes:
+        simulation_differs_fraction: of the samples: another than the quantized model in torch.
+        reference_differs_fraction: of the samples: another than the reference in float.
+        samples: how many of the judged split were compared.
+    """
+
+    simulation_differs_fraction: float
+    reference_differs_fraction: float
+    samples: int
+
+    def __str__(self) -> str:
+        simulation = 100 * self.simulation_differs_fraction
+        reference = 100 * self.reference_differs_fraction
+        return (
+            f"Of {self.samples} samples the quantized file names {simulation:.2g} % otherwise than "
+            f"its simulation in torch, and {reference:.2g} % otherwise than the reference."
+        )
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What is finally claimed of the exported file; every number was measured on it.
 
     Ratios are reference / compressed for size, MACs, parameters and latency: above 1 is better.
-    The reference is exported the same way to the same target, in float32.
+    The reference is exported the same way to the same target, in float32. `within_delta` is of the
+    measured drop itself; `is_certain` of the whole `interval` that the true one lies in.
     """
 
     metric_name: str
@@ -277,24 +320,34 @@ class Certificate:
     params: int
     reference_params: int
     parity: Parity | None
+    interval: Interval | None = None
+    agreement: Agreement | None = None
     target: Mapping[str, Any] = field(default_factory=dict)
     looks: int = 0
     split: str = "test"
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether the drop is within delta by its interval, and not only as it was measured."""
+        return self.interval is not None and self.interval.high <= self.delta
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "is_certain": self.is_certain}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Certificate:
         """The inverse of `to_json`."""
-        parity = values.get("parity")
+        parity, interval = values.get("parity"), values.get("interval")
+        agreement = values.get("agreement")
         return from_mapping(
             cls,
             {
                 **values,
                 "parity": from_mapping(Parity, parity) if parity else None,
+                "interval": from_mapping(Interval, interval) if interval else None,
+                "agreement": from_mapping(Agreement, agreement) if agreement else None,
                 "notes": tuple(values.get("notes", ())),
             },
         )
@@ -310,7 +363,7 @@ class Result:
         variants: every variant that was made, oldest first.
         frontier: those that no other beats in both cost and metric, cheapest first.
         artifacts: what was written: "onnx" (the file to deploy), "onnx_float", "exported_program",
-            "torchscript", "model_dir".
+            "torchscript", "torchao" (of the target inductor), "model_dir".
         plan: of the model.
         lost: what could not be done with this model, and why.
         info: versions, hardware, seed, seconds of each step.

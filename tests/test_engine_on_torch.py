@@ -39,6 +39,7 @@ from compressor.errors import (
     ModelError,
     StudyError,
 )
+from compressor.interfaces.chunks import Chunk
 from compressor.testing.models import TinyResNet
 
 pytestmark = pytest.mark.slow
@@ -74,12 +75,12 @@ class Accuracy(TorchEvaluationFunction):
     """As users write it: no super().__init__, the batch's own device."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.calls = 0  # on the whole split
 
     def _compute_inference(
         self, model: nn.Module, data_loader: Any, **kwargs: Any
     ) -> dict[str, float]:
-        self.calls += 1
+        self.calls += not isinstance(data_loader.native_dl, Chunk)
         right = total = 0
         for images, labels in data_loader.native_dl:
             right += int((model(images).argmax(1) == labels).sum())
@@ -187,6 +188,10 @@ def test_the_certificate_is_that_of_the_exported_file(
     assert certificate.metric == pytest.approx(100 * right / total)
     assert certificate.size_bytes == artifacts["onnx"].stat().st_size
     assert certificate.size_ratio > 2
+    assert certificate.interval is not None
+    drop = certificate.reference_metric - certificate.metric
+    assert certificate.interval.low <= drop <= certificate.interval.high
+    assert certificate.interval.looks == certificate.looks - 1, "without that at the reference"
     assert certificate.parity is not None
     assert certificate.parity.max_rel_error < 1e-3
     assert certificate.looks == engine._job.eval_func.calls

@@ -8,6 +8,7 @@ import pytest
 
 from compressor.errors import StudyError
 from compressor.result import (
+    Agreement,
     Certificate,
     Choice,
     Cost,
@@ -40,6 +41,7 @@ CERTIFICATE = Certificate(
     params=50,
     reference_params=60,
     parity=Parity(1e-6, 1e-7, 32),
+    agreement=Agreement(0.01, 0.02, 200),
     target={"runtime": "onnxruntime"},
     looks=7,
     notes=("a note",),

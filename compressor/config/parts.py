@@ -18,7 +18,8 @@ class TargetConfig:
     """Where the compressed model will run: latency and the final metric are measured there.
 
     Attributes:
-        runtime: "onnxruntime", "eager" (torch) or "inductor" (torch.compile).
+        runtime: "onnxruntime", "eager" (torch) or "inductor" (torch.compile; with
+            torchao installed, with linear layers in eight bits).
         device: "cpu" or "cuda".
         threads: of the CPU, for one call.
         batch_size: samples in one call.
@@ -73,7 +74,8 @@ class ExportConfig:
     Attributes:
         formats: of "onnx", "exported_program" ("pt2"), "torchscript" ("jit").
         root_path: folder to write them to; None is `exports` in the run directory.
-        precision: of the float ONNX file.
+        precision: of a further float ONNX file, unless it is "fp32"; ONNX Runtime does not run
+            "bf16" on a CPU.
         resolutions: (height, width) of further ONNX files with a fixed input size.
     """
 
@@ -83,7 +85,7 @@ class ExportConfig:
         "torchscript",
     )
     root_path: str | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     resolutions: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from compressor.errors import ExportError, first_line
 from compressor.export.detection_ops import traceable_detectors
 from compressor.files import write_bytes
 from compressor.interfaces.inputs import ModelInputs, device_of
-from compressor.structure.trace import FORWARD_FAILURES, eval_mode
+from compressor.structure.trace import FORWARD_FAILURES, eval_mode, quiet_lstm
 
 
 def export_program(
@@ -54,6 +54,7 @@ def export_program(
         traceable_detectors(model),
         _running_modules(blamed) as running,
         torch.no_grad(),
+        quiet_lstm(),
     ):
         try:
             return torch.export.export(

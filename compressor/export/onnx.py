@@ -17,9 +17,13 @@ from torch.utils import _pytree as pytree
 
 from compressor.errors import ExportError, first_line
 from compressor.export.attention_ops import with_four_dimensions
+from compressor.export.bfloat16 import BFLOAT16_OPSET, check_types, in_bfloat16
+from compressor.export.clamp_ops import even_limits
 from compressor.export.detection_ops import DESCRIPTION_WARNING
 from compressor.export.exported_program import export_program, is_image_list
 from compressor.export.graph import Graph, attribute, drop_unused_constants, sort_nodes
+from compressor.export.lstm_ops import by_layers, float_lstm_translations
+from compressor.export.scopes import scope_of
 from compressor.export.signature import METADATA_KEY, Signature
 from compressor.files import write_bytes
 from compressor.interfaces.inputs import ModelInputs, device_of
@@ -34,7 +38,7 @@ def export_onnx(
     inputs: ModelInputs,
     path: Path | str,
     *,
-    precision: Literal["fp32", "fp16"] = "fp32",
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
 ) -> Path:
     """Write `model` in evaluation mode as one ONNX file that takes any batch size.
 
@@ -47,12 +51,19 @@ def export_onnx(
         model: not changed; its mode is restored.
         inputs: one call's arguments.
         path: of the file; the weights are inside.
-        precision: "fp16" stores and computes in half precision; inputs and outputs stay float32.
+        precision: "fp16" and "bf16" store and compute in 16 bits; inputs and outputs stay float32.
+            ONNX Runtime has no CPU kernels for "bf16".
 
     Raises:
-        ExportError: if the model cannot be traced, has an operation without a translation, or is
-            larger than 2 GB.
+        ExportError: if the model cannot be traced, has an operation without a translation, or
+            without that precision, or is larger than 2 GB.
+        ModelError: if it cannot be copied, for "bf16".
     """
+    if precision == "bf16":
+        inputs = inputs.to(device_of(model))
+        proto = make_onnx(in_bfloat16(model, inputs), inputs, opset=BFLOAT16_OPSET)
+        check_types(proto)
+        return save_onnx(proto, path)
     proto = make_onnx(model, inputs)
     if precision == "fp16":
         proto = _to_half(proto)
@@ -82,7 +93,9 @@ def make_onnx(
         signature = Signature.of(model, inputs, inputs.call(model))
     flat = _Flat(model, inputs)
     program = export_program(flat, flat.example, blamed=model, any_batch=not is_image_list(inputs))
-    program = with_four_dimensions(program)
+    program = by_layers(with_four_dimensions(program))
+    even_limits(program)
+    known = {**float_lstm_translations(opset), **(translations or {})}
     # Converting decomposes the traced graph again: as it was traced, without gradients.
     with _quiet(), torch.no_grad():
         try:
@@ -92,7 +105,7 @@ def make_onnx(
                 external_data=False,
                 verbose=False,
                 opset_version=opset,
-                custom_translation_table=dict(translations or {}),
+                custom_translation_table=known,
             )
         except RuntimeError as error:
             raise ExportError(_untranslated(error)) from error
@@ -104,8 +117,15 @@ def make_onnx(
     return proto
 
 
-def save_onnx(proto: onnx.ModelProto, path: Path | str) -> Path:
+def save_onnx(
+    proto: onnx.ModelProto, path: Path | str, *, check: Callable[[bytes], None] | None = None
+) -> Path:
     """Write the file whole or not at all.
+
+    Args:
+        proto: the content.
+        path: of the file.
+        check: raises an error if the bytes shall not be written.
 
     Raises:
         ExportError: if it is larger than a protocol buffer may be.
@@ -117,7 +137,10 @@ def save_onnx(proto: onnx.ModelProto, path: Path | str) -> Path:
             f"The ONNX file would have {size_bytes} bytes, more than the 2 GB of one file. "
             "Export this model as a torch.export program."
         )
-    write_bytes(path, proto.SerializeToString(deterministic=True))
+    content = proto.SerializeToString(deterministic=True)
+    if check is not None:
+        check(content)
+    write_bytes(path, content)
     return path
 
 
@@ -213,8 +236,12 @@ def _rename(proto: onnx.ModelProto, signature: Signature) -> None:
 
 
 def _annotate(proto: onnx.ModelProto, signature: Signature) -> None:
-    """Say how the file is called, and drop the exporter's notes (they hold source lines)."""
+    """Say how the file is called, and of which module each node is.
+
+    The exporter's notes are dropped: they hold source lines.
+    """
     for node in proto.graph.node:
+        node.name = f"{scope_of(node)}/{node.name}".removeprefix("/")
         del node.metadata_props[:]
         node.doc_string = ""
     del proto.metadata_props[:]

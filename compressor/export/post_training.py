@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from compressor.quantization.corrections.walking import first_samples
 from compressor.quantization.graph import QuantizationGraph
 from compressor.quantization.model import QuantizedModel
 from compressor.quantization.observers import Method
+from compressor.quantization.placement import Runtime
 from compressor.quantization.plan import (
     Formats,
     QuantizationPlan,
@@ -28,6 +28,11 @@ from compressor.quantization.scheme import ACTIVATION, Scheme
 from compressor.structure.fusion import fold
 from compressor.structure.trace import copy_model, in_eval
 
+ACTIVATIONS: Mapping[Runtime, Scheme] = {
+    "onnxruntime": ACTIVATION,
+    "tensorrt": Scheme(8, signed=True, symmetric=True, full=True),
+}
+
 
 class PostTraining:
     """Quantizes one model.
@@ -36,6 +41,8 @@ class PostTraining:
         model: a copy, its batch norms folded. All that is made here has its parameters: what a
             `QuantizedModel` learns, it learns.
         graph: of `model`.
+        method: how ranges are found; another may be set, if the calibration is no iterator.
+        runtime: that the file is for.
         activation: the scheme of activations.
         weights: scales that were chosen for weights, by path; those of others are of their range.
     """
@@ -47,7 +54,7 @@ class PostTraining:
         calibration: Iterable[ModelInputs] | None = None,
         *,
         method: Method = "minmax",
-        activation: Scheme = ACTIVATION,
+        runtime: Runtime = "onnxruntime",
     ) -> None:
         """Trace `model`; the calibration is read when ranges are first needed.
 
@@ -56,7 +63,8 @@ class PostTraining:
             inputs: of one call.
             calibration: calls of the model; needed for static formats. An iterator will do.
             method: how ranges are found; see `calibrate`.
-            activation: the scheme of activations.
+            runtime: that the file is for: it says where quantizers sit, and the scheme of
+                activations.
 
         Raises:
             ExportError: if the model cannot be traced.
@@ -68,32 +76,42 @@ class PostTraining:
         self.weights: dict[str, TensorPlan] = {}
         self._inputs = inputs
         self._batches = None if calibration is None else _Batches(calibration)
-        self._method = method
-        self.activation = activation
+        self.method = method
+        self._ranges: dict[Method, Mapping[str, tuple[Tensor, Tensor]]] = {}
+        self.runtime = runtime
+        self.activation = ACTIVATIONS[runtime]
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers that can be quantized, in the order in which they run."""
         return self.graph.layers
 
-    @cached_property
+    @property
+    def tables(self) -> list[str]:
+        """Names of the embeddings that are no layer's weight, in the order in which they run."""
+        names = dict.fromkeys(table.layer for table in self.graph.tables)
+        return [name for name in names if name not in self.layers]
+
+    @property
     def ranges(self) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """Of every value that any choice of layers needs.
+        """Of every value that any choice of layers needs; observed once for each method.
 
         Raises:
             DataError: if there is nothing to calibrate on.
         """
-        return calibrate(
-            self.graph,
-            self._needed_batches(),
-            observed_values(self.graph, self.layers),
-            method=self._method,
-            scheme=self.activation,
-        )
+        if self.method not in self._ranges:
+            self._ranges[self.method] = calibrate(
+                self.graph,
+                self._needed_batches(),
+                observed_values(self.graph, self.layers, self.runtime),
+                method=self.method,
+                scheme=self.activation,
+            )
+        return self._ranges[self.method]
 
     def forget_ranges(self) -> None:
         """Observe them anew when they are next needed: the model's values are others now."""
-        self.__dict__.pop("ranges", None)
+        self._ranges.clear()
 
     def samples(self, count: int) -> list[ModelInputs]:
         """The first `count` of the calibration, in batches; fewer if there are not so many.
@@ -113,14 +131,19 @@ class PostTraining:
         is_static = any(form.activations == "static" for form in formats.values())
         ranges = self.ranges if is_static else {}
         return make_plan(
-            self.graph, formats, ranges, activation=self.activation, fixed=self.weights
+            self.graph,
+            formats,
+            ranges,
+            activation=self.activation,
+            fixed=self.weights,
+            runtime=self.runtime,
         )
 
     @property
     def shares_parameters(self) -> bool:
-        """Whether all parameters of the graph are those of `model`."""
-        own = {id(parameter) for parameter in self.model.parameters()}
-        return all(id(parameter) in own for parameter in self.graph.module.parameters())
+        """Whether all parameters of the graph are in the memory of those of `model`."""
+        own = {parameter.data_ptr() for parameter in self.model.parameters()}
+        return all(parameter.data_ptr() in own for parameter in self.graph.module.parameters())
 
     def simulate(self, formats: Formats | QuantizationPlan) -> QuantizedModel:
         """The model with the layers of `formats` quantized, in torch; or as a plan says.

@@ -1,41 +1,45 @@
 """A quantized model as an ONNX file with quantizers (Q/DQ), which a runtime fuses into kernels.
 
 Activations are uint8 with a zero point, weights int8, symmetric, one scale per output channel, and
-biases int32: on x86 the one combination of types that is faster than float. The graph of the
-simulation is exported, its quantizers exchanged for operations that ONNX has; so they sit in the
-file where they sat in the model.
+biases int32: on x86 the one combination of types that is faster than float. For TensorRT
+activations are int8 without zero points, and biases float. The graph of the simulation is exported,
+its quantizers exchanged for operations that ONNX has; so they sit in the file where they sat in the
+model.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
-import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.export.file_nodes import finish_nodes
+from compressor.export.file_nodes import finish_nodes, widen_weights
 from compressor.export.graph import drop_unused_constants, sort_nodes
 from compressor.export.onnx import OPSET, make_onnx, save_onnx
 from compressor.export.quantized_ops import (
     BLOCKS_OPSET,
     translations,
 )
+from compressor.export.recurrent import lstm_constants
+from compressor.export.runtime_graph import check_loads, executed_graph
+from compressor.export.scopes import keep_scopes
+from compressor.export.tables import look_up, packing_offset, share_transposed, table_constants
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.affine import quantize
-from compressor.quantization.graph import CONVOLUTIONS, LINEAR, is_computing, rank
+from compressor.quantization.dynamic import DynamicLSTM, DynamicQuantizer
+from compressor.quantization.graph import is_computing, only_user, rank
 from compressor.quantization.model import (
     BiasQuantizer,
-    DynamicQuantizer,
     QuantizedModel,
     Quantizer,
     copy_graph,
 )
+from compressor.quantization.operations import CLIPPING, CONVOLUTIONS, EMBEDDING, LINEAR, LSTM
 from compressor.quantization.scheme import torch_dtype
 
 ops: Any = torch.ops.compressor
@@ -60,28 +64,25 @@ def export_quantized(model: QuantizedModel, inputs: ModelInputs, path: Path | st
         path: of the new file; the weights are inside.
 
     Raises:
-        ExportError: if an operation has no translation, or the file would be larger than 2 GB.
+        ExportError: if an operation has no translation, the file would be larger than 2 GB, or ONNX
+            Runtime refuses it; then none, or the one before, is left.
     """
     form = _ExportForm(model)
     graph = form.build()
     opset = BLOCKS_OPSET if form.needs_blocks else OPSET
     proto = make_onnx(graph, inputs, translations=translations(opset), opset=opset)
     finish_nodes(proto)
+    share_transposed(proto)
+    if model.runtime == "onnxruntime":
+        widen_weights(proto)
     sort_nodes(proto)
     drop_unused_constants(proto)
-    return save_onnx(proto, path)
+    return save_onnx(proto, path, check=check_loads)
 
 
 def integer_kernels(path: Path | str) -> Counter[str]:
     """How often each operator, of whatever domain, is in the graph that ONNX Runtime executes."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # it warns that the saved graph is for this machine only
-        options.optimized_model_filepath = str(optimised)
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        proto = onnx.load(optimised)
-    return Counter(node.op_type for node in proto.graph.node)
+    return Counter(node.op_type for node in executed_graph(path).graph.node)
 
 
 class _ExportForm:
@@ -90,6 +91,7 @@ class _ExportForm:
     def __init__(self, model: QuantizedModel) -> None:
         self._module, _ = copy_graph(model.graph)
         self._formats = model.formats
+        self._runtime = model.runtime
         self._graph = self._module.graph
         self._constants = nn.Module()
         self._module.add_module(CONSTANTS, self._constants)
@@ -100,13 +102,19 @@ class _ExportForm:
         for node in list(self._graph.nodes):
             if node.target in REQUANTIZED:
                 self._write_product(node, modules)
+            elif node.target is LSTM:
+                self._write_recurrent_weights(node, modules)
+            elif isinstance(modules.get(str(node.target)), DynamicLSTM):
+                self._write_lstm(node, modules)
+            elif node.target is EMBEDDING:
+                self._write_table(node, modules)
             elif node.target is aten.avg_pool2d.default and not is_computing(node):
-                with self._graph.inserting_before(node):
-                    node.update_arg(0, self._call(ops.keep_float.default, node.args[0]))
+                self._keep_float(node)
         for node in list(self._graph.nodes):
             module = modules.get(str(node.target)) if node.op == "call_module" else None
             if isinstance(module, Quantizer):
                 self._write_activation(node, module)
+        keep_scopes(self._module)
         self._graph.eliminate_dead_code()
         self._module.delete_all_unused_submodules()
         self._graph.lint()
@@ -126,20 +134,77 @@ class _ExportForm:
         bias, inside = through(2)
         is_static = isinstance(weight, Quantizer) and self._is_static(rounded)
         if isinstance(reads, Quantizer) and not is_static:
-            with self._graph.inserting_before(node):
-                node.update_arg(0, self._call(ops.keep_float.default, node.args[0]))
+            self._keep_float(node)
         if isinstance(inside, BiasQuantizer):
             node.update_arg(2, self._integer_bias(cast(fx.Node, bias), inside))
         if not isinstance(weight, Quantizer):
             return
         assert rounded is not None
+        is_fused = is_static or not weight.scheme.has_integers  # a matrix's product with its bias
         if isinstance(reads, DynamicQuantizer):
             read = cast(fx.Node, source).args[0]
             self._replace_linear(node, read, rounded, weight, is_dynamic=True)
-        elif node.target is LINEAR and (rank(node) != 2 or not is_static):
+        elif node.target is LINEAR and (rank(node) != 2 or not is_fused):
             self._replace_linear(node, node.args[0], rounded, weight)
         else:
             node.update_arg(1, self._integers(node, rounded, weight))
+
+    def _write_recurrent_weights(self, node: fx.Node, modules: dict[str, nn.Module]) -> None:
+        """Of an LSTM that is computed in float."""
+        factors = []
+        for item in cast(Sequence[fx.Node], node.args[2]):
+            weight = modules.get(str(item.target)) if item.op == "call_module" else None
+            factors.append(
+                self._integers(node, item, weight) if isinstance(weight, Quantizer) else item
+            )
+        node.update_arg(2, factors)
+
+    def _write_lstm(self, node: fx.Node, modules: dict[str, nn.Module]) -> None:
+        """One layer of an LSTM on integers."""
+        *states, first = cast(Sequence[fx.Node], node.args[:4])
+        matrices, biases = [], []
+        for item in cast(Sequence[fx.Node], node.args[3:]):
+            weight = modules.get(str(item.target)) if item.op == "call_module" else None
+            if isinstance(weight, Quantizer):
+                values, plan = self._tensor(str(item.all_input_nodes[0].target)), weight.plan()
+                integers = quantize(values, plan.scale, plan.zero_point, plan.scheme)
+                matrices.append((integers.to(torch.int8), plan.scale))
+            else:
+                biases.append(self._tensor(str(item.target)))
+        path = str(first.all_input_nodes[0].target)
+        with self._graph.inserting_before(node):
+            constants = [
+                self._constant(f"{path}_{name}", tensor)
+                for name, tensor in lstm_constants(matrices, biases).items()
+            ]
+            result = self._call(ops.lstm.default, *states, *constants)
+        node.replace_all_uses_with(result)
+        self._graph.erase_node(node)
+
+    def _write_table(self, node: fx.Node, modules: dict[str, nn.Module]) -> None:
+        """The rows of a table in few bits."""
+        rounded = cast(fx.Node, node.args[0])
+        weight = modules.get(str(rounded.target)) if rounded.op == "call_module" else None
+        if not isinstance(weight, Quantizer):
+            return
+        path = str(rounded.all_input_nodes[0].target)
+        values = self._tensor(path)
+        with self._graph.inserting_before(node):
+            constants = [
+                self._constant(f"{path}_{name}", tensor)
+                for name, tensor in table_constants(values, weight.plan()).items()
+            ]
+            scheme = weight.scheme
+            how = values.shape[1], scheme.block, packing_offset(scheme)
+            result = self._call(look_up, node.args[1], *how, *constants)
+        result.meta = node.meta
+        node.replace_all_uses_with(result)
+        self._graph.erase_node(node)
+
+    def _keep_float(self, node: fx.Node) -> None:
+        if self._runtime == "onnxruntime":
+            with self._graph.inserting_before(node):
+                node.update_arg(0, self._call(ops.keep_float.default, node.args[0]))
 
     def _is_static(self, rounded: fx.Node | None) -> bool:
         path = str(cast(fx.Node, cast(fx.Node, rounded).args[0]).target)
@@ -165,14 +230,36 @@ class _ExportForm:
             else:
                 factor = self._integers(node, rounded, weight, transposed=True)
                 product = self._call(aten.matmul.default, source, factor)
-            result = product if bias is None else self._call(aten.add.Tensor, product, bias)
+                product.meta = node.meta
+            if is_dynamic or self._is_static(rounded):
+                result = product if bias is None else self._call(aten.add.Tensor, product, bias)
+            else:
+                result = self._add_apart(node, product, bias)
+        result.meta = node.meta
         node.replace_all_uses_with(result)
         self._graph.erase_node(node)
+
+    def _add_apart(self, node: fx.Node, product: fx.Node, bias: Any) -> fx.Node:
+        """The sum; before a ReLU or a clip as a difference, which gives the same numbers.
+
+        ONNX Runtime has no kernel of few bits for a product, or for a product and a sum as one
+        Gemm, right before them: it dequantizes the weight in every call, 15 times as slow.
+        """
+        behind = only_user(node)
+        is_clipped = behind is not None and behind.target in CLIPPING
+        if not is_clipped or (bias is not None and rank(node) != 2):
+            return product if bias is None else self._call(aten.add.Tensor, product, bias)
+        features = node.meta["val"].shape[-1]
+        values = torch.zeros(features) if bias is None else self._tensor(str(bias.target))
+        negative = self._constant(f"{node.name}_negative_bias", -values)
+        return self._call(aten.sub.Tensor, product, negative)
 
     def _integers(
         self, before: fx.Node, rounded: fx.Node, weight: Quantizer, *, transposed: bool = False
     ) -> fx.Node:
-        """The weight, dequantized from its stored integers."""
+        """The weight, dequantized from its stored integers; or from floats of 16 bits."""
+        if not weight.scheme.has_integers:
+            return self._floats(before, rounded, weight, transposed=transposed)
         axis, block = weight.scheme.axis, weight.scheme.block or 0
         if axis is not None and transposed:
             axis = 0 if block else 1
@@ -181,6 +268,17 @@ class _ExportForm:
         with self._graph.inserting_before(before):
             stored = self._stored(rounded, weight, transposed=transposed)
             return self._call(ops.dequantize.default, *stored, 1 if axis is None else axis, block)
+
+    def _floats(
+        self, before: fx.Node, rounded: fx.Node, weight: Quantizer, *, transposed: bool
+    ) -> fx.Node:
+        """The weight, from its floats of 16 bits."""
+        path = str(cast(fx.Node, rounded.args[0]).target)
+        values = self._tensor(path).to(torch_dtype(weight.scheme))
+        name = f"{path}_{'transposed_' if transposed else ''}{weight.scheme.storage}"
+        with self._graph.inserting_before(before):
+            stored = self._constant(name, values.T if transposed else values)
+            return self._call(ops.widen.default, stored)
 
     def _stored(self, rounded: fx.Node, weight: Quantizer, *, transposed: bool) -> list[fx.Node]:
         """Integers, scale and zero point as constants of the graph."""

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from compressor.errors import ConfigError, DataError, ModelError, suggest
+from compressor.errors import ConfigError, ModelError, suggest
+from compressor.export.calibration import check_float32, read_calibration
 from compressor.export.corrections import (
     SAMPLES,
     SECONDS,
     CorrectionReport,
     check_corrections,
     correct,
+    default_corrections,
 )
-from compressor.export.layer_formats import Format, choose_formats, read_formats
+from compressor.export.fallback import Evaluate, Fallback, Setting, hold, read_wish, reasons
+from compressor.export.layer_formats import Format, check_runtime, choose_formats, read_formats
 from compressor.export.post_training import PostTraining
 from compressor.export.qdq import export_quantized
+from compressor.export.runtime_graph import float_operations
 from compressor.export.saturation import safe_format
 from compressor.interfaces.inputs import ModelInputs, device_of
 from compressor.quantization.model import QuantizedModel
 from compressor.quantization.observers import Method
+from compressor.quantization.placement import Runtime
 from compressor.quantization.plan import QuantizationPlan
 from compressor.structure.trace import copy_model
-
-EXAMPLES = 2  # samples of the batch that the model is traced with
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,12 @@ class Quantized:
         module: computes what the file computes, called like the model; on the CPU, in
             evaluation mode.
         plan: how each tensor is quantized.
-        model: in float, a copy with its batch norms folded, after the corrections.
+        model: in float, a copy with its batch norms folded, after the corrections; layers that
+            read what "smoothing" multiplies are as they were.
         skipped: layers that stay in float, and why.
         corrected: what the corrections did.
         inputs: of one call.
+        fallback: how the metric was held; None if no `evaluate` was given.
     """
 
     module: QuantizedModel
@@ -52,14 +58,31 @@ class Quantized:
     skipped: Mapping[str, str]
     corrected: CorrectionReport
     inputs: ModelInputs = field(repr=False)
+    fallback: Fallback | None = None
 
     def save_onnx(self, path: Path | str) -> Path:
         """Write it as one ONNX file that takes any batch size.
 
         Raises:
-            ExportError: if the model has an operation that ONNX has not.
+            ExportError: if the model has an operation that ONNX has not, or ONNX Runtime refuses
+                the file; then none is left.
         """
         return export_quantized(self.module, self.inputs, path)
+
+    def float_operations(self) -> dict[str, tuple[str, ...]]:
+        """What ONNX Runtime will compute in float, beside its integer kernels.
+
+        Operations without an integer kernel are among them, and the layers that are `skipped`.
+
+        Returns:
+            For each type of operation in ONNX, names of the modules that they are of; "" is the
+            model itself. See `float_operations` for one of a file.
+
+        Raises:
+            ExportError: as of `save_onnx`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return float_operations(self.save_onnx(Path(folder) / "model.onnx"))
 
 
 def quantize(
@@ -68,12 +91,15 @@ def quantize(
     *,
     format: Format | Mapping[str, Format] = "static_int8",
     method: Method = "minmax",
-    corrections: Collection[str] = (),
+    corrections: Collection[str] | None = None,
     layers: Collection[str] | None = None,
     ignored: Collection[str] = (),
+    runtime: Runtime = "onnxruntime",
     samples: int = SAMPLES,
     seconds: float = SECONDS,
     generator: torch.Generator | None = None,
+    evaluate: Evaluate | None = None,
+    delta: float | None = None,
 ) -> Quantized:
     """`model` with the weights, and mostly the activations, of its layers in few bits.
 
@@ -83,28 +109,44 @@ def quantize(
         model: trained.
         calibration: batches of training inputs, without labels; each is a tensor, a tuple of
             arguments, a dict of keywords, or `ModelInputs`. A few hundred samples will do. An
-            iterator is read once.
+            iterator is read once. Every tensor as long as the first is one of samples: a table
+            beside them must have another length, at least in the first batch.
         format: of all layers, or of each that a mapping names: "static_int8"; "dynamic_int8",
-            for linear layers, without ranges of activations; "weight_int8" and "weight_int4", whose
-            activations stay in float; or a `LayerFormat`. Scales of blocks are for linear layers;
-            a convolution has one for each output channel.
+            for linear layers and LSTMs, without ranges of activations; "weight_int8",
+            "weight_int4", "weight_fp16" and "weight_bf16", whose activations stay in float; or a
+            `LayerFormat`. Scales of blocks are for linear layers and embeddings; a convolution has
+            one for each output channel. Of a format that computes on integers an embedding has the
+            weight alone: int8, with a scale for each row.
         method: how the ranges of activations are found: "minmax", "percentile", "entropy", "mse".
-        corrections: against a loss of accuracy, some of "equalization", "smoothing", "scales",
-            "gptq", "adaround", "bias"; see `export.corrections.correct`.
+        corrections: against a loss of accuracy, some of "equalization", "smoothing", "gptq",
+            "adaround", "bias"; see `export.corrections.correct`. None is "gptq" and "bias" if a
+            weight has less than 8 bits, which look at the calibration, else none; [] is none.
         layers: names of layers, or of modules with layers inside; None is all.
         ignored: names of layers or modules that stay in float.
+        runtime: that will read the file: "onnxruntime" on a CPU; or "tensorrt", for "static_int8"
+            alone: all integers are int8 with zero point 0, biases stay in float, and quantizers sit
+            where NVIDIA recommends them.
         samples: of the calibration, that corrections look at.
         seconds: that rounding by "gptq" and "adaround" may take.
         generator: on the CPU, for corrections; None is one with seed 0.
+        evaluate: `evaluate(module) -> float`, larger is better (of a loss, return its negative). It
+            is called with the model, then with files in ONNX Runtime, called like the model. If the
+            metric of the file is outside `delta`, other ranges and corrections are tried, then
+            layers are left in float, as few as suffice: at most 2 + log2(layers) files. The
+            calibration is kept in memory.
+        delta: drop of that metric that is accepted, on its own scale.
 
     Raises:
-        ConfigError: for a format, method or correction that does not exist; the message has the
-            nearest. If `layers` goes with a mapping, or no layer is left.
+        ConfigError: for a format, method, correction or runtime that does not exist; the message
+            has the nearest. If `layers` goes with a mapping, no layer is left, or the runtime
+            cannot compute a format. If `evaluate` or `delta` is given without the other, or every
+            model would be within delta.
         DataError: if there is no calibration batch, or a correction meets values that are not
             finite.
         ModelError: if a layer does not exist, the model has no layer that can be quantized, cannot
             be traced, or a value is not finite in calibration.
         ExportError: if the model cannot be traced.
+        MetricError: if `evaluate` returns no finite number.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -112,52 +154,45 @@ def quantize(
     >>> quantized.module(torch.randn(3, 4)).shape, list(quantized.plan.weights)
     (torch.Size([3, 2]), ['0.weight', '2.weight'])
     """
-    check_corrections(corrections)
+    check_corrections(corrections or ())
     _check_method(method)
     forms = read_formats(format, layers)
+    check_runtime(forms, runtime)
+    check_float32(model)
+    wish = read_wish(evaluate, delta)
     with torch.inference_mode(False):
-        inputs, batches = _first_and_all(calibration)
         on_cpu = model if device_of(model).type == "cpu" else copy_model(model).cpu()
-        quantizer = PostTraining(on_cpu, inputs, batches, method=method)
-        if not quantizer.layers:
+        inputs, batches = read_calibration(calibration, on_cpu)
+        if wish is not None:
+            batches = list(batches)  # each method observes them anew
+        quantizer = PostTraining(on_cpu, inputs, batches, method=method, runtime=runtime)
+        if not quantizer.graph.names:
             raise ModelError(
-                "The model has no convolution or linear layer with a constant weight, so nothing "
-                "of it can be quantized."
+                "The model has no convolution or linear layer, LSTM or embedding with a constant "
+                "weight, so nothing of it can be quantized."
             )
         wanted, skipped = choose_formats(model, quantizer, forms, layers, ignored)
-        formats = {name: safe_format(form) for name, form in wanted.items()}
-        report = correct(
-            quantizer,
-            formats,
-            corrections,
-            samples=samples,
-            seconds=seconds,
-            generator=generator,
+        is_here = runtime == "onnxruntime"  # else it says nothing what saturates on this CPU
+        formats = {name: safe_format(form) if is_here else form for name, form in wanted.items()}
+        if corrections is None:
+            corrections = default_corrections(formats)
+        corrected = partial(
+            correct, quantizer, samples=samples, seconds=seconds, generator=generator
         )
-        module = quantizer.simulate(formats).eval()
-    return Quantized(module, module.plan(), quantizer.model, skipped, report, inputs)
+        fallback = None
+        if wish is None:
+            report = corrected(formats, corrections)
+            module = quantizer.simulate(formats).eval()
+        else:
+            asked = Setting(method, tuple(corrections))
+            attempt, fallback = hold(
+                quantizer, formats, asked, corrected, wish, model=model, inputs=inputs
+            )
+            report, module = attempt.report, attempt.module
+            skipped |= reasons(formats, attempt)
+    return Quantized(module, module.plan(), quantizer.model, skipped, report, inputs, fallback)
 
 
 def _check_method(method: str) -> None:
     if method not in get_args(Method):
         raise ConfigError(f"method={method!r} is unknown. {suggest(str(method), get_args(Method))}")
-
-
-def _first_and_all(
-    calibration: Iterable[Any],
-) -> tuple[ModelInputs, Iterable[ModelInputs]]:
-    """A small batch to trace with, and the batches."""
-    if isinstance(calibration, (torch.Tensor, ModelInputs, Mapping)):
-        raise DataError(
-            f"`calibration` is a {type(calibration).__name__}, not a list of batches. Write it in "
-            "brackets: [...]."
-        )
-    batches: Iterator[ModelInputs] = (ModelInputs.of(batch).to("cpu") for batch in calibration)
-    first = next(batches, None)
-    if first is None:
-        raise DataError(
-            "There is no calibration batch. Give at least one batch of training inputs."
-        )
-    if not first.tensors() or not first.batch_size:
-        raise DataError("The first calibration batch has no sample. Give batches of one or more.")
-    return first.with_batch(EXAMPLES), chain([first], batches)

@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from onnx.defs import OpSchema
 from torch import Tensor
 
+from compressor.export.recurrent import lstm_translations
 from compressor.quantization.affine import dequantize as to_floats
 from compressor.quantization.affine import quantize as to_integers
-from compressor.quantization.model import dynamic_parameters
+from compressor.quantization.dynamic import dynamic_parameters
 from compressor.quantization.scheme import ACTIVATION
 
 BLOCKS_OPSET = 21  # the first with 4 bits and with blocks
+WIDEN = ("compressor", "Widen")  # domain and name, until the file is finished
 
 
 @torch.library.custom_op("compressor::round_trip", mutates_args=())
@@ -52,6 +55,17 @@ def dequantize(
 def _(integers: Tensor, scale: Tensor, zero_point: Tensor, axis: int, block: int) -> Tensor:
     del zero_point, axis, block
     return torch.empty_like(integers, dtype=scale.dtype)
+
+
+@torch.library.custom_op("compressor::widen", mutates_args=())
+def widen(x: Tensor) -> Tensor:
+    """Floats of 16 bits as float32; written as a mark, which `finish_nodes` makes a Cast."""
+    return x.float()
+
+
+@widen.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float32)
 
 
 @torch.library.custom_op("compressor::dynamic_product", mutates_args=())
@@ -105,6 +119,10 @@ def translations(opset: int) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         )
         return op.Mul(product, op.Mul(step, scale))
 
+    def widen(x: Any) -> Any:
+        opset = onnxscript.values.Opset(WIDEN[0], 1)
+        return onnxscript.values.Op(opset, WIDEN[1], _widen_schema())(x)
+
     def keep_float(x: Any) -> Any:
         limits = torch.finfo(torch.float32)
         low, high = (op.Constant(value_float=value) for value in (limits.min, limits.max))
@@ -116,4 +134,19 @@ def translations(opset: int) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         ours.dequantize.default: dequantize,
         ours.dynamic_product.default: dynamic_product,
         ours.keep_float.default: keep_float,
+        ours.widen.default: widen,
+        **lstm_translations(op),
     }
+
+
+def _widen_schema() -> OpSchema:
+    domain, name = WIDEN
+    halves = ["tensor(float16)", "tensor(bfloat16)"]
+    return OpSchema(
+        name,
+        domain,
+        1,
+        inputs=[OpSchema.FormalParameter("x", "T")],
+        outputs=[OpSchema.FormalParameter("y", "tensor(float)")],
+        type_constraints=[("T", halves, "")],
+    )

@@ -1,16 +1,16 @@
-"""How far an exported file's outputs are from the model's."""
+"""How far an exported file's outputs are from the model's, and how often its answers differ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from compressor.interfaces.inputs import ModelInputs, device_of, output_tensors
-from compressor.result import Parity
+from compressor.result import Agreement, Parity
 from compressor.structure.trace import eval_mode
 
 
@@ -43,3 +43,50 @@ def parity(model: nn.Module, runtime_module: Callable[..., Any], inputs: ModelIn
         absolute = max(absolute, error)
         relative = max(relative, error / max(float(reference.abs().max()), 1e-12))
     return Parity(absolute, relative, inputs.batch_size)
+
+
+def agreement(
+    file: Callable[..., Any],
+    simulation: nn.Module,
+    reference: nn.Module,
+    batches: Iterable[ModelInputs],
+) -> Agreement | None:
+    """How often a quantized file names another class than its simulation, and than the reference.
+
+    Args:
+        file: the file, as it runs.
+        simulation: the quantized model in torch.
+        reference: the float model. Both are called in evaluation mode, on their devices.
+        batches: of samples.
+
+    Returns:
+        None if there is no sample, or the first output is not (N, K) with two classes or more.
+    """
+    samples, differing = 0, [0, 0]
+    for inputs in batches:
+        answers = [
+            _answers(file, inputs),
+            _answers(simulation, inputs),
+            _answers(reference, inputs),
+        ]
+        named, *expected = answers
+        for i, other in enumerate(expected):
+            if named is None or other is None:
+                return None
+            differing[i] += int((named != other).sum())
+        samples += inputs.batch_size
+    if not samples:
+        return None
+    return Agreement(differing[0] / samples, differing[1] / samples, samples)
+
+
+def _answers(model: Callable[..., Any], inputs: ModelInputs) -> Tensor | None:
+    """The class of each sample, on the CPU."""
+    if isinstance(model, nn.Module):
+        with eval_mode(model), torch.no_grad():
+            outputs = output_tensors(inputs.to(device_of(model)).call(model))
+    else:
+        outputs = output_tensors(inputs.call(model))
+    if not outputs or outputs[0].dim() != 2 or outputs[0].shape[1] < 2:
+        return None
+    return outputs[0].argmax(1).cpu()

@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 from compressor.config import Config
 from compressor.progress import Progress
-from compressor.result import Choice, Cost, Parity, Plan
+from compressor.result import Agreement, Choice, Cost, Parity, Plan
+from compressor.search.interval import Paired
 from compressor.search.space import LayerChange, LayerCost, LayerState
 
 Model = TypeVar("Model")
@@ -45,13 +46,16 @@ class Judged:
 class Exported:
     """The files of the final model, and what was measured on the one to deploy.
 
-    Both metrics are of the holdout split where there is one, else of the evaluated split.
+    Metrics are of the holdout split where there is one, else of the evaluated split. `paired` has
+    them on its parts, or says why there are none.
     """
 
     artifacts: Mapping[str, Path]
     judged: Judged
     reference_metrics: Mapping[str, float]
     parity: Parity | None
+    paired: Paired | str = ""
+    agreement: Agreement | None = None
     notes: tuple[str, ...] = field(default=())
 
 

@@ -67,11 +67,6 @@ class Deployment:
         """The same on torch itself, for a model that has no graph."""
         return Deployment(replace(self._config, runtime="eager"), self._folder)
 
-    @property
-    def supports_int8(self) -> bool:
-        """Whether the target runs int8."""
-        return self.target.supports_int8
-
     def describe(self) -> dict[str, object]:
         """Runtime, device, threads, batch size, hardware."""
         return {
@@ -103,6 +98,10 @@ class Deployment:
     def format(self, name: str) -> LayerFormat:
         """A format by name, as the target has it."""
         return self.target.format(name)
+
+    def simulate(self, quantizer: PostTraining, formats: Formats) -> nn.Module:
+        """What the target computes of the reference in these formats, in torch."""
+        return self.target.simulate(quantizer, formats)
 
     def quantized_file(self, quantizer: PostTraining, formats: Formats) -> nn.Module:
         """The reference in these formats, as it runs on the target."""
@@ -164,7 +163,8 @@ class Deployment:
 
     def layer_latency_ms(self, layer: nn.Module, shape: tuple[int, ...], form: str) -> float:
         """Milliseconds of one layer alone, in a format if the target has any."""
-        return self.target.layer_latency_ms(layer, shape, form if self.target.supports_int8 else "")
+        form = form if form in self.target.formats else ""
+        return self.target.layer_latency_ms(layer, shape, form)
 
     def export(
         self,
@@ -205,7 +205,7 @@ class Deployment:
         """The deployed model again, from its files."""
         if self.target.name == "onnxruntime":
             return OnnxRuntimeModel(artifacts["onnx"], threads=self.target.threads)
-        return load(artifacts["model_dir"]).to(self.target.device)
+        return self.target.open(load(artifacts["model_dir"]), artifacts)
 
     def _lean(self, model: nn.Module, inputs: ModelInputs) -> nn.Module:
         """A copy on the CPU; for a file with its batch norms folded and idle modules left out.
@@ -226,9 +226,10 @@ def _writers(
     writers: dict[str, Callable[[], Path]] = {}
     if "onnx" in config.formats:
         writers["onnx_float"] = lambda: export_onnx(model, inputs, folder / "model_float.onnx")
-        if config.precision == "fp16":
-            writers["onnx_fp16"] = lambda: export_onnx(
-                model, inputs, folder / "model_fp16.onnx", precision="fp16"
+        if config.precision != "fp32":
+            precision = config.precision
+            writers[f"onnx_{precision}"] = lambda: export_onnx(
+                model, inputs, folder / f"model_{precision}.onnx", precision=precision
             )
         for size in config.resolutions:
             name = "x".join(map(str, size))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.frameworks.subset import tensor_bytes
+from compressor.interfaces.inputs import tensor_bytes
 
 
 def source_of(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 Layers are convolutions and linear layers: they hold nearly all of the cost, and a layer of another
 width, or the chain that stands for it, is made here to be counted or timed without building the
-whole variant.
+whole variant. Tables of embeddings count where bytes do.
 """
 
 from __future__ import annotations
@@ -40,8 +40,29 @@ def costly_layers(model: nn.Module) -> dict[str, Layer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
 
 
-def layer_state(layer: Layer | Factored) -> LayerState:
-    """Widths of `layer`, in float, and the form of a chain."""
+def tables(model: nn.Module) -> dict[str, nn.Embedding]:
+    """Every embedding by its first name, but for those whose table is a layer's weight.
+
+    They take no time, and bytes.
+    """
+    known = {id(layer.weight) for layer in costly_layers(model).values()}
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and id(module.weight) not in known:
+            known.add(id(module.weight))
+            found[name] = module
+    return found
+
+
+def stored_layers(model: nn.Module) -> dict[str, Layer | nn.Embedding]:
+    """All whose bytes count."""
+    return {**costly_layers(model), **tables(model)}
+
+
+def layer_state(layer: Layer | Factored | nn.Embedding) -> LayerState:
+    """Widths of `layer`, in float, and the form of a chain; of a table its rows and columns."""
+    if isinstance(layer, nn.Embedding):
+        return LayerState(*layer.weight.shape)
     if isinstance(layer, Factored):
         taken, made = widths(layer.layers[0])[0], widths(layer.layers[-1])[1]
         return LayerState(taken, made, form=layer.form, ranks=layer.ranks)
@@ -74,7 +95,7 @@ def structural_changes(
     A chain that stands for a layer has its name, and is that layer in another form.
     """
     chains = {name: m for name, m in model.named_modules() if isinstance(m, Factored)}
-    after = {name: layer_state(m) for name, m in {**costly_layers(model), **chains}.items()}
+    after = {name: layer_state(m) for name, m in {**stored_layers(model), **chains}.items()}
     changes = {}
     for name, state in before.items():
         if name not in after:
@@ -127,14 +148,16 @@ def resized_input(layer: Layer, shape: Shape, inputs: int) -> Shape:
     return (*shape[:axis], inputs, *shape[axis + 1 :])
 
 
-def weight_count(layer: Layer, state: LayerState) -> int:
+def weight_count(layer: Layer | nn.Embedding, state: LayerState) -> int:
     """Entries of the weight in that state, or of the weights of a chain together."""
     shape = _weight_shape(layer, state)
     ranks = _ranks(state, shape)
     return weight_entries(state.form, ranks, shape) if ranks else prod(shape)
 
 
-def size_cost(layers: Mapping[str, Layer], *, stores_compact: bool = False) -> LayerCost:
+def size_cost(
+    layers: Mapping[str, Layer | nn.Embedding], *, stores_compact: bool = False
+) -> LayerCost:
     """Bytes of a layer's weight at its bits, and of its bias in 32.
 
     Args:
@@ -146,7 +169,7 @@ def size_cost(layers: Mapping[str, Layer], *, stores_compact: bool = False) -> L
         if state.is_removed:
             return 0.0
         layer = layers[name]
-        bias = 0 if layer.bias is None else state.outputs
+        bias = 0 if getattr(layer, "bias", None) is None else state.outputs
         bits: float = state.bits
         if stores_compact and state.stored_bits is not None:
             bits = min(bits, state.stored_bits)
@@ -221,8 +244,10 @@ def _groups(layer: _ConvNd, state: LayerState) -> int:
     return max(layer.groups * state.inputs // layer.in_channels, 1) if layer.groups > 1 else 1
 
 
-def _weight_shape(layer: Layer, state: LayerState) -> Shape:
+def _weight_shape(layer: Layer | nn.Embedding, state: LayerState) -> Shape:
     """Of the whole weight at these widths."""
+    if isinstance(layer, nn.Embedding):
+        return (state.inputs, state.outputs)
     if isinstance(layer, nn.Linear):
         return (state.outputs, state.inputs)
     groups = _groups(layer, state)

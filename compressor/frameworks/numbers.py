@@ -11,6 +11,7 @@ from compressor.config import Config
 from compressor.export.post_training import PostTraining
 from compressor.frameworks.deployment import Deployment
 from compressor.frameworks.latency_model import STATIC
+from compressor.frameworks.layer_costs import tables
 from compressor.frameworks.layer_formats import allowed_formats, possible_formats
 from compressor.interfaces.inputs import ModelInputs
 from compressor.result import Choice
@@ -44,12 +45,15 @@ class Numbers:
 
     @cached_property
     def formats(self) -> Mapping[str, Sequence[str]]:
-        """What each layer may be quantized to, in the order in which they run."""
-        if not self._deployment.supports_int8:
+        """What each layer may be quantized to, in the order in which they run; then embeddings."""
+        if not self._deployment.target.formats:
             return {}
-        config, layers = self._config, self._quantizer.layers
-        possible = possible_formats(layers, self._reference, config.optimization)
-        return allowed_formats(possible, self._reference, config.custom_compression)
+        config, runs = self._config, self._deployment.target.runs
+        embeddings = tables(self._reference)
+        looked_up = [name for name in self._quantizer.tables if name in embeddings]
+        layers = [*self._quantizer.layers, *looked_up]
+        possible = possible_formats(layers, self._reference, config.optimization, runs)
+        return allowed_formats(possible, self._reference, config.custom_compression, runs)
 
     @property
     def static_layers(self) -> list[str]:
@@ -57,9 +61,9 @@ class Numbers:
         return [name for name, formats in self.formats.items() if STATIC in formats]
 
     def simulate(self, choice: Choice) -> nn.Module:
-        """The reference with one layer quantized, in torch, on the CPU."""
+        """The reference with one layer quantized, in torch."""
         form = self._deployment.format(choice.setting["format"])
-        return self._quantizer.simulate({choice.site: form})
+        return self._deployment.simulate(self._quantizer, {choice.site: form})
 
     def runtime_model(self, layers: Sequence[str]) -> nn.Module:
         """The reference with `layers` on integers, as it runs on the target."""

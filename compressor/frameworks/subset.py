@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.interfaces.data import kept_generators, sample_count
-from compressor.interfaces.inputs import ModelInputs, output_tensors
+from compressor.interfaces.inputs import ModelInputs, output_tensors, tensor_bytes
 from compressor.seeding import isolated_rng
 
 SAMPLES = 256
@@ -57,12 +57,6 @@ def draw_subset(
             if count >= samples:
                 break
     return Subset(tuple(batches), tuple(to_inputs(batch) for batch in batches))
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """The raw content of `tensor`, whatever its dtype."""
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def model_digest(model: nn.Module) -> str:

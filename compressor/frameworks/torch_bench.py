@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from compressor.config import Config
 from compressor.errors import ConfigError, ExportError, ModelError
+from compressor.export.verify import agreement
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_calls, check_training
 from compressor.frameworks.defaults import make_task
 from compressor.frameworks.deployment import QUANTIZATION, Deployment
-from compressor.frameworks.divergence import divergence
 from compressor.frameworks.identity import source_of, stable
 from compressor.frameworks.latency_model import LatencyModel, group_latency_ms
 from compressor.frameworks.layer_costs import (
@@ -28,20 +28,24 @@ from compressor.frameworks.layer_costs import (
     macs_cost,
     size_cost,
     stated_change,
+    stored_layers,
     structural_changes,
+    tables,
 )
 from compressor.frameworks.numbers import Numbers
+from compressor.frameworks.paired import evaluate_pairs
 from compressor.frameworks.quantized_training import load_plan, save_plan, train_quantized
 from compressor.frameworks.recovery import Recovery
 from compressor.frameworks.subset import Subset, draw_subset, model_digest, outputs_on
 from compressor.interfaces.data import check_data, first_batch, move
-from compressor.interfaces.inputs import ModelInputs
+from compressor.interfaces.divergence import divergence
+from compressor.interfaces.inputs import ModelInputs, device_of
 from compressor.logs import get_logger
 from compressor.profiling.counts import count
 from compressor.profiling.memory import peak_activation_memory
 from compressor.progress import Progress
 from compressor.quantization.plan import Formats
-from compressor.result import Choice, Cost, Plan, digest
+from compressor.result import Agreement, Choice, Cost, Plan, digest
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.structure import archive
 from compressor.structure.attention import replace_attention
@@ -53,6 +57,7 @@ from compressor.structure.trace import (
     in_eval,
     input_shapes,
 )
+from compressor.targets import Deployed
 from compressor.targets.layer_latencies import LayerLatencies
 from compressor.techniques import (
     TECHNIQUES,
@@ -110,10 +115,10 @@ class TorchBench:
         self._baseline: Judged | None = None
         self._folder = run_dir / "reference"
         self._deployment = Deployment(self.config.target, self._folder)
-        if self.config.optimization == "quantization" and not self._deployment.supports_int8:
+        if self.config.optimization == "quantization" and not self._deployment.target.formats:
             raise ConfigError(
                 f"optimization='quantization' needs a runtime with int8, and the target is "
-                f"{self.config.target.runtime!r}. Write target={{'runtime': 'onnxruntime'}}."
+                f"{self.config.target.runtime!r}. {self._deployment.target.way_out()}"
             )
 
     # check ------------------------------------------------------------------------------------
@@ -196,8 +201,8 @@ class TorchBench:
         return found
 
     def layers(self) -> Mapping[str, LayerState]:
-        """Convolutions and linear layers of the reference."""
-        return {name: layer_state(layer) for name, layer in costly_layers(self.reference).items()}
+        """Convolutions, linear layers and embeddings of the reference."""
+        return {name: layer_state(layer) for name, layer in stored_layers(self.reference).items()}
 
     def effects(self, choices: Sequence[Choice]) -> Mapping[str, Mapping[str, LayerChange]]:
         """What each choice does to each layer, as it says or read off an edited copy."""
@@ -217,7 +222,8 @@ class TorchBench:
         """Cost of a layer in a state."""
         layers = costly_layers(self.reference)
         if resource == "size_bytes":
-            return size_cost(layers, stores_compact=self._deployment.target.stores_compact)
+            stored = stored_layers(self.reference)
+            return size_cost(stored, stores_compact=self._deployment.target.stores_compact)
         if resource == "macs":
             counted = count(self.reference, self.example.with_batch(1).to(self.device))
             return macs_cost(
@@ -225,13 +231,14 @@ class TorchBench:
                 {layer.name: layer.macs for layer in counted.layers},
                 {layer.name: layer.input_shape for layer in counted.layers},
             )
-        return self._latency.cost
+        timeless, cost = tables(self.reference).keys(), self._latency.cost
+        return lambda name, state: 0.0 if name in timeless else cost(name, state)
 
     def damage_of(self, choice: Choice) -> float:
         """Divergence of the outputs on the subset when `choice` alone is made."""
         if self.is_number(choice.technique):
             module = self._numbers.simulate(choice)
-            outputs = outputs_on(module, self.subset.inputs, torch.device("cpu"))
+            outputs = outputs_on(module, self.subset.inputs, device_of(module))
         else:
             variant = self.build(Plan((choice,)))
             outputs = outputs_on(variant, self.subset.inputs, self.device)
@@ -321,17 +328,39 @@ class TorchBench:
             model, self.example, folder, plan, self.subset.inputs, self.config.export
         )
         self.save(model, folder / "model")
-        latency_ms = self._latency_ms(files.deployed.module)
+        deployed = files.deployed.module
+        metrics, reference = self._evaluate(deployed, split), self._reference_metrics(split)
+        key = self.config.eval_key or next(iter(reference))
         return Exported(
             artifacts={**files.paths, "model_dir": folder / "model"},
             judged=Judged(
-                self._evaluate(files.deployed.module, split),
-                self._cost(model, files.deployed.size_bytes, latency_ms),
+                metrics,
+                self._cost(model, files.deployed.size_bytes, self._latency_ms(deployed)),
             ),
-            reference_metrics=self._reference_metrics(split),
+            reference_metrics=reference,
             parity=files.parity,
+            paired=evaluate_pairs(
+                lambda each, loader: self.task.evaluate(each, loader, self.config.device),
+                self.reference,
+                deployed,
+                self.data[split],
+                key,
+                (reference[key], metrics[key]),
+            ),
+            agreement=self._agreement(files.deployed, split),
             notes=files.notes,
         )
+
+    def _agreement(self, deployed: Deployed, split: str) -> Agreement | None:
+        """Of a quantized classifier, on the first samples of `split`; no label is looked at."""
+        if deployed.simulate is None or self.config.task_type != "classification":
+            return None
+        judged = draw_subset(
+            self.data[split],
+            lambda batch: self.task.inputs(self.reference, batch),
+            self.config.seed,
+        )
+        return agreement(deployed.module, deployed.simulate(), self.reference, judged.inputs)
 
     def runtime_model(self, artifacts: Mapping[str, Path]) -> nn.Module:
         """The deployed file, called like the model."""
@@ -416,7 +445,7 @@ class TorchBench:
         key = digest([self.digest(), dict(self.target()), minutes, sorted(self.techniques)])
         told = LayerLatencies(self._folder / f"layer_costs-{key}.jsonl")
         model = LatencyModel(
-            self.layers(),
+            {name: layer_state(layer) for name, layer in layers.items()},
             latency_cost(layers, shapes, self._deployment.layer_latency_ms),
             self.layer_cost("macs"),
             told,

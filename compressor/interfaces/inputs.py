@@ -152,6 +152,12 @@ def output_tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The raw content of `tensor`, whatever its dtype."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the first parameter or buffer lies; the CPU for a model without any."""
     for tensor in (*model.parameters(), *model.buffers()):

@@ -1,4 +1,4 @@
-"""Right answers counted: plain functions of scores and labels."""
+"""Right answers counted, and what a drop of a metric may be: plain functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from compressor.errors import MetricError
+from compressor.errors import ConfigError, MetricError
 
 
 def count_right(logits: Tensor, labels: Tensor, topk: Sequence[int]) -> Tensor:
@@ -46,3 +46,18 @@ def count_right(logits: Tensor, labels: Tensor, topk: Sequence[int]) -> Tensor:
 def answer_count(logits: Tensor) -> int:
     """How many answers there are: one a sample, or one a pixel."""
     return logits.numel() // logits.shape[1] if logits.dim() > 1 else len(logits)
+
+
+def check_delta(delta: float, key: str, reference: float, *, is_larger_better: bool) -> None:
+    """Refuse a delta that every model would keep.
+
+    Raises:
+        ConfigError: with the value to write instead.
+    """
+    if not is_larger_better or reference <= 0 or delta < reference:
+        return
+    likely = f"; for one percentage point write delta={delta / 100:g}" if reference <= 1 else ""
+    raise ConfigError(
+        f"delta={delta:g} accepts every model: the reference's {key!r} is {reference:.4g}. "
+        f"delta is an absolute drop on the metric's own scale{likely}."
+    )

@@ -1,7 +1,9 @@
-"""Numbers to integers and back, bit for bit as ONNX defines it, with gradients to train through.
+"""Numbers to few bits and back, bit for bit as ONNX defines it, with gradients to train through.
 
     integer = clamp(round(x / scale) + zero_point)        QuantizeLinear; ties go to the even one
     y       = (integer - zero_point) * scale              DequantizeLinear
+
+Floats of 16 bits are a Cast there and back.
 
 Sources: Jacob et al. (2018), Quantization and training of neural networks for efficient integer
 arithmetic-only inference; Esser et al. (2020), Learned step size quantization.
@@ -14,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from compressor.quantization.scheme import Scheme
+from compressor.quantization.scheme import Scheme, torch_dtype
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -46,10 +48,13 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) 
     """`dequantize(quantize(x))`; of 32 bits, `x`.
 
     The gradient passes where `x` is within range, and is zero where it is clamped. The gradient of
-    `scale` is that of the learned step size.
+    `scale` is that of the learned step size. Through floats of 16 bits the gradient passes; what
+    is too large for them becomes infinite.
     """
     if scheme.is_float:
         return x
+    if scheme.float_type is not None:
+        return cast(Tensor, _Cast.apply(x, torch_dtype(scheme)))
     steps = _steps(x, scale, zero_point, scheme)
     return (steps - spread(zero_point, x, scheme).to(x.dtype)) * spread(scale, x, scheme)
 
@@ -59,6 +64,8 @@ def parameters_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tens
 
     A range that begins at 0, after a ReLU, has the least integer as its zero point and ends within
     it, so that a runtime may leave the ReLU or the Clip before it out.
+
+    Floats of 16 bits have 1 and 0.
 
     Args:
         low: least values, () or (size,) or (size, blocks).
@@ -72,6 +79,8 @@ def parameters_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tens
     >>> round(255 * scale.item(), 5), zero_point.item()
     (5.0, 51)
     """
+    if scheme.float_type is not None:
+        return torch.ones_like(low, dtype=torch.float32), torch.zeros_like(low, dtype=torch.int32)
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     if scheme.symmetric:
         scale = (torch.maximum(-low, high) / (scheme.qmax - scheme.middle)).float()
@@ -86,6 +95,15 @@ def parameters_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tens
     zero_point = (scheme.qmin - low / scale.double()).round().clamp(scheme.qmin, scheme.qmax)
     zero_point = torch.where(is_empty, float(scheme.qmin), zero_point)
     return scale, zero_point.to(torch.int32)
+
+
+def fits(x: Tensor, scheme: Scheme) -> bool:
+    """Whether no number of `x` is too large for the floats of `scheme`, if it has them.
+
+    >>> fits(torch.tensor([65504.0, 65520.0]), Scheme(16, float_type="float16"))
+    False
+    """
+    return scheme.float_type is None or bool(x.to(torch_dtype(scheme)).isfinite().all())
 
 
 def spread(numbers: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
@@ -136,10 +154,25 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
-        ctx.save_for_backward((x >= least) & (x <= most))
-        return x.round().clamp(least, most)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((x >= least) & (x <= most))
+        return x.round().clamp_(least, most)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (is_within,) = ctx.saved_tensors
         return gradient * is_within, None, None
+
+
+class _Cast(torch.autograd.Function):
+    """To another type and back; the gradient passes as it is, where that of `to` is cast too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        del ctx
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        del ctx
+        return gradient, None

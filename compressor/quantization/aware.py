@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.distributed import current_context
 from compressor.errors import ConfigError
-from compressor.quantization.graph import CLIPPING, aten
 from compressor.quantization.model import QuantizedModel, Quantizer
+from compressor.quantization.operations import CLIPPING, aten
 from compressor.structure.surgery import Edit
 from compressor.training.algorithm import Algorithm
 from compressor.training.algorithms.windows import refuse_window
@@ -130,7 +130,7 @@ class QuantizationAwareTraining(Algorithm):
     def _prepare(self, model: nn.Module) -> Edit:
         """Make scales parameters, in place."""
         quantizers = [quantizer for each in _quantized(model) for quantizer in _trained(each)]
-        if not quantizers:
+        if not any(each.quantizers() for each in _quantized(model)):
             raise ConfigError(
                 f"The {type(model).__name__} has no quantizers to train. Train what "
                 f"`PostTraining.simulate` returns, or leave {self.key!r} out."
@@ -176,8 +176,9 @@ class QuantizationAwareTraining(Algorithm):
             for quantizer in following:
                 # what overflowed is not what the model computes
                 quantizer.take_range(0.0 if state.step_skipped else self.momentum)
-            torch._foreach_clamp_min_(self._growths, -MOST_GROWTH)
-            torch._foreach_clamp_max_(self._growths, self._limits)
+            if self._growths:  # weights in floats of 16 bits have no scales
+                torch._foreach_clamp_min_(self._growths, -MOST_GROWTH)
+                torch._foreach_clamp_max_(self._growths, self._limits)
         if following:  # each process has seen other batches
             current_context().broadcast(
                 [buffer for quantizer in following for buffer in quantizer.buffers()]
@@ -190,7 +191,7 @@ def _quantized(model: nn.Module) -> Iterator[QuantizedModel]:
 
 
 def _trained(model: QuantizedModel) -> list[Quantizer]:
-    return [each for each in model.quantizers().values() if not each.scheme.is_float]
+    return [each for each in model.quantizers().values() if each.scheme.has_integers]
 
 
 def _parameter_names(model: nn.Module) -> list[str]:

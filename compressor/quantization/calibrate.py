@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.errors import DataError, ModelError
+from compressor.errors import CompressorError, DataError, ModelError, first_line
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.graph import QuantizationGraph
 from compressor.quantization.model import copy_graph
 from compressor.quantization.observers import OBSERVERS, Method, Observer
 from compressor.quantization.scheme import ACTIVATION, Scheme
+from compressor.structure.trace import FORWARD_FAILURES
 
 # The largest value of the graph, in one run; a batch that needs more is run in parts.
 MEMORY_BYTES = 64 * 2**20
@@ -37,19 +38,32 @@ def calibrate(
         scheme: of the integers that shall cover the range.
 
     Raises:
-        DataError: if there is no batch.
-        ModelError: if the model does not run on a batch, or a value is not finite; names the value.
+        DataError: if there is no batch, or the model does not run on one.
+        ModelError: if a value is not finite; names the value.
     """
     module, observers = _observed(graph, values, method)
     is_empty, size = True, max(1, MEMORY_BYTES // graph.sample_bytes())
     with torch.no_grad():
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             is_empty = False
             for part in batch.parts(size):
-                part.call(module)
+                _run(module, part, number)
     if is_empty:
         raise DataError("There is no calibration batch. Give at least one batch of training data.")
     return {name: observer.range(scheme) for name, observer in observers.items()}
+
+
+def _run(module: nn.Module, part: ModelInputs, number: int) -> None:
+    try:
+        part.call(module)
+    except CompressorError:
+        raise
+    except FORWARD_FAILURES as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in part.tensors())
+        raise DataError(
+            f"The model does not run on calibration batch {number}, of shapes {shapes}: "
+            f"{first_line(error)} Batches may differ in their number of samples alone."
+        ) from error
 
 
 class _Tap(nn.Module):

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -19,75 +20,27 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from compressor.errors import ModelError, suggest
+from compressor.quantization.decompositions import DECOMPOSITIONS
+from compressor.quantization.graph_state import graph_module, graph_state
 from compressor.quantization.norms import fold_norms
+from compressor.quantization.operations import (
+    BINARY,
+    CLIPPING,
+    COMPUTING,
+    CONVOLUTIONS,
+    LINEAR,
+    LSTM,
+    MOVING,
+    PADDING,
+    SPLITTING,
+)
+from compressor.quantization.recurrent import Recurrence, read_recurrence
+from compressor.quantization.tables import Table, find_tables
+from compressor.quantization.written_products import name_by_callers, write_as_linear
+from compressor.structure.trace import quiet_lstm
 
 aten: Any = torch.ops.aten
-CONVOLUTIONS = frozenset(
-    {
-        aten.conv1d.default,
-        aten.conv2d.default,
-        aten.conv3d.default,
-        aten.conv1d.padding,
-        aten.conv2d.padding,
-        aten.conv3d.padding,
-    }
-)
-LINEAR = aten.linear.default
-CLIPPING = frozenset(
-    {
-        aten.relu.default,
-        aten.relu6.default,
-        aten.hardtanh.default,
-        aten.clamp.default,
-        aten.clamp_min.default,
-    }
-)
-MOVING = frozenset(
-    {
-        aten.alias.default,
-        aten.clone.default,
-        aten.contiguous.default,
-        aten.detach.default,
-        aten.dropout.default,
-        aten.expand.default,
-        aten.flatten.using_ints,
-        aten.max_pool1d.default,
-        aten.max_pool2d.default,
-        aten.max_pool3d.default,
-        aten.permute.default,
-        aten.reshape.default,
-        aten.select.int,
-        aten.slice.Tensor,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.t.default,
-        aten.transpose.int,
-        aten.unflatten.int,
-        aten.unsqueeze.default,
-        aten.view.default,
-    }
-)
-SPLITTING = frozenset(
-    {
-        aten.chunk.default,
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.unbind.int,
-    }
-)
-PADDING = frozenset({aten.pad.default, aten.constant_pad_nd.default})
-# in the runtime they are one operation each, with an integer kernel
-COMPUTING = frozenset(
-    {
-        aten.add.Tensor,
-        aten.avg_pool2d.default,
-        aten.cat.default,
-        aten.leaky_relu.default,
-        aten.mul.Tensor,
-        aten.sigmoid.default,
-    }
-)
-BINARY = frozenset({aten.add.Tensor, aten.mul.Tensor})
+FLOAT = torch.float32
 
 
 @dataclass(frozen=True)
@@ -134,12 +87,24 @@ class QuantizationGraph:
 
         Those that are left are folded here: the parameters of these layers are not the model's.
         """
-        functional = program.run_decompositions({aten.silu.default: _silu, aten.mean.dim: _mean})
+        with quiet_lstm():
+            functional = program.run_decompositions(dict(DECOMPOSITIONS))
         options = inspect.signature(functional.module).parameters
         self.module: fx.GraphModule = functional.module(
             **({"check_guards": False} if "check_guards" in options else {})
         )
+        self._shared = name_by_callers(self.module, CONVOLUTIONS | {LINEAR, LSTM})
+        write_as_linear(self.module)
         fold_norms(self.module, CONVOLUTIONS | {LINEAR})
+        self._tensors = _tensors(self.module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle."""
+        return {"module": graph_state(self.module), "shared": self._shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With the shapes of one sample."""
+        self.module, self._shared = graph_module(state["module"]), state["shared"]
         self._tensors = _tensors(self.module)
 
     @property
@@ -162,27 +127,82 @@ class QuantizationGraph:
         """Names of the layers with a product, in the order in which they first run."""
         return list(dict.fromkeys(product.layer for product in self.products))
 
+    @cached_property
+    def recurrences(self) -> list[Recurrence]:
+        """The LSTMs, in the order in which they run."""
+        found = (read_recurrence(node) for node in self.nodes)
+        return [item for item in found if item and self._tensors[item.weights[0]].dtype == FLOAT]
+
+    @cached_property
+    def recurrent_layers(self) -> list[str]:
+        """Names of the layers that are LSTMs, in the order in which they first run."""
+        return list(dict.fromkeys(recurrence.layer for recurrence in self.recurrences))
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """The embeddings, in the order in which they run."""
+        return find_tables(self.nodes, self._tensors, [item.weight for item in self.products])
+
+    @cached_property
+    def sites(self) -> list[str]:
+        """Names of all that can be quantized: layers, then LSTMs, then embeddings."""
+        tables = (table.layer for table in self.tables)
+        return list(dict.fromkeys([*self.layers, *self.recurrent_layers, *tables]))
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Every name of a site, and the one that it goes by here.
+
+        Modules that share a weight are one layer.
+        """
+        found = {}
+        owned: list[tuple[str, tuple[str, ...]]] = [
+            (product.layer, (product.weight,)) for product in self.products
+        ]
+        owned += [(recurrence.layer, recurrence.weights) for recurrence in self.recurrences]
+        owned += [(table.layer, (table.weight,)) for table in self.tables]
+        for layer, weights in owned:
+            for path in chain(*(self._shared.get(weight, ()) for weight in weights)):
+                found[path.rpartition(".")[0]] = layer
+        return found | {name: name for name in self.sites}
+
     def tensor(self, path: str) -> Tensor:
         """A parameter or buffer."""
         return self._tensors[path]
 
+    def read_again(self) -> None:
+        """See what an edit of `module` has changed; the products of before are no longer true."""
+        self.module.graph.lint()
+        self.module.recompile()
+        self._tensors = _tensors(self.module)
+        self.__dict__.pop("products", None)
+
     def products_of(self, layers: Collection[str]) -> list[Product]:
-        """The products of some layers.
+        """The products of some layers; of LSTMs and embeddings there is none.
 
         Raises:
             ModelError: if there is no such layer; the message has the nearest name.
         """
         for name in layers:
-            if name not in self.layers:
+            if name not in self.sites:
                 raise ModelError(
-                    f"There is no convolution or linear layer {name!r} to quantize. "
-                    f"{suggest(name, self.layers)}"
+                    f"There is no layer {name!r} with a constant weight to quantize. "
+                    f"{suggest(name, self.names)}"
                 )
         return [product for product in self.products if product.layer in layers]
 
+    def recurrences_of(self, layers: Collection[str]) -> list[Recurrence]:
+        """The LSTMs among some layers."""
+        return [item for item in self.recurrences if item.layer in layers]
+
+    def tables_of(self, layers: Collection[str]) -> list[Table]:
+        """The embeddings among some layers."""
+        return [table for table in self.tables if table.layer in layers]
+
     def sample_bytes(self) -> int:
-        """Bytes of the largest value for one sample."""
-        shapes = (node.meta["val"].shape for node in self.nodes if is_tensor(node))
+        """Bytes of the largest value for one sample; parameters are there anyway."""
+        values = (node for node in self.nodes if is_tensor(node) and node.op != "get_attr")
+        shapes = (node.meta["val"].shape for node in values)
         # a dimension that is no number is the batch
         entries = (prod(n for n in shape if isinstance(n, int)) for shape in shapes)
         return 4 * max(entries, default=1)
@@ -199,7 +219,7 @@ class QuantizationGraph:
             return None
         constants = [item for item in (weight, bias) if isinstance(item, fx.Node)]
         paths = [str(item.target) for item in constants if item.op == "get_attr"]
-        if len(paths) < len(constants) or self._tensors[paths[0]].dtype != torch.float32:
+        if len(paths) < len(constants) or self._tensors[paths[0]].dtype != FLOAT:
             return None
         return Product(
             layer=paths[0].rpartition(".")[0],
@@ -276,21 +296,6 @@ def _result(node: fx.Node) -> fx.Node:
 def _pads_with_zeros(node: fx.Node) -> bool:
     extra = [item for item in node.args[2:] if item is not None]
     return all(item in ("constant", 0, 0.0) for item in extra) and not node.kwargs.get("value")
-
-
-def _silu(x: Tensor) -> Tensor:
-    """As runtimes without the operation have it."""
-    return x * torch.sigmoid(x)
-
-
-def _mean(
-    x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
-) -> Any:
-    """Of images over height and width as a pool, for which runtimes have an integer kernel."""
-    if x.dim() != 4 or dtype is not None or not dim or sorted(i % 4 for i in dim) != [2, 3]:
-        return NotImplemented
-    pooled = aten.adaptive_avg_pool2d(x, [1, 1])
-    return pooled if keepdim else pooled.flatten(1)
 
 
 def _tensors(module: nn.Module) -> Mapping[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,14 +11,20 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import ModelError
 from compressor.quantization.affine import fake_quantize, parameters_of_range
+from compressor.quantization.dynamic import DynamicLSTM, DynamicQuantizer
 from compressor.quantization.graph import Product, QuantizationGraph
+from compressor.quantization.graph_state import (
+    compute_constants,
+    graph_module,
+    graph_state,
+)
 from compressor.quantization.placement import Placement
 from compressor.quantization.plan import QuantizationPlan, TensorPlan, bias_scale, place_static
-from compressor.quantization.scheme import ACTIVATION
+from compressor.quantization.recurrent import Recurrence, matrix_positions, unroll
 from compressor.quantization.step_size import grown_scale, lsq_factor
+from compressor.quantization.tables import Table
 
 QUANTIZERS = "quantizers"
-TINY = torch.finfo(torch.float32).tiny
 
 
 class Quantizer(nn.Module):
@@ -110,16 +116,6 @@ class Quantizer(nn.Module):
         return grown_scale(self.step, self.growth, factor)
 
 
-class DynamicQuantizer(nn.Module):
-    """Rounds a tensor to uint8 of the range that it has in this call, as DynamicQuantizeLinear."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` rounded, of its shape and dtype; computed in float32 at least."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale, zero_point = dynamic_parameters(wide.detach())
-        return fake_quantize(wide, scale, zero_point, ACTIVATION).to(x.dtype)
-
-
 class BiasQuantizer(nn.Module):
     """Rounds a bias to whole steps of the products that it is added to, of 32 bits.
 
@@ -150,14 +146,6 @@ class BiasQuantizer(nn.Module):
         return bias + (rounded * self.scale - bias).detach()
 
 
-def dynamic_parameters(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that DynamicQuantizeLinear of ONNX finds for `x`."""
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = (high - low) / 255
-    scale = torch.where(scale < TINY, 1.0, scale)
-    return scale, (-low / scale).round().clamp(0, 255).to(torch.int32)
-
-
 class QuantizedModel(nn.Module):
     """A model as a plan says, called like the model.
 
@@ -178,11 +166,37 @@ class QuantizedModel(nn.Module):
         super().__init__()
         self.source = _Kept(graph)
         self.formats = dict(plan.formats)
+        self.runtime = plan.runtime
         self.graph = _Builder(graph, plan).build()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns."""
         return self.graph(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle; a copy is made by `__deepcopy__`."""
+        modules = {**self._modules, "graph": graph_state(self.graph)}
+        return {**self.__dict__, "_modules": modules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a graph of its own."""
+        modules = {**state["_modules"], "graph": graph_module(state["_modules"]["graph"])}
+        cast(Any, super()).__setstate__({**state, "_modules": modules})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def frozen(self) -> fx.GraphModule:
+        """A copy whose weights and biases are rounded once, not in every call: to evaluate with.
+
+        It is a snapshot: make it anew after the parameters or the quantizers have changed.
+        """
+        module, _ = copy_graph(self.graph)
+        compute_constants(module)
+        return module.eval()
 
     def plan(self) -> QuantizationPlan:
         """The numbers that the quantizers have now."""
@@ -191,6 +205,7 @@ class QuantizedModel(nn.Module):
             self.formats,
             {key: quantizer.plan() for (kind, key), quantizer in quantizers.items() if kind == "w"},
             {key: quantizer.plan() for (kind, key), quantizer in quantizers.items() if kind == "a"},
+            self.runtime,
         )
 
     def quantizers(self) -> Mapping[tuple[str, str], Quantizer]:
@@ -225,11 +240,16 @@ class _Builder:
         self._holder = holder
 
     def build(self) -> fx.GraphModule:
-        placement = place_static(self._source, self._plan.formats)
+        placement = place_static(self._source, self._plan.formats, self._plan.runtime)
         for product in self._source.products_of(self._plan.formats):
             self._quantize_product(product, placement)
         for value in placement.scale_of:
             self._quantize_value(value, placement)
+        for recurrence in self._source.recurrences_of(self._plan.formats):
+            self._quantize_recurrence(recurrence)
+        if self._plan.runtime != "tensorrt":
+            for table in self._source.tables_of(self._plan.formats):
+                self._quantize_table(table)
         self._module.graph.lint()
         self._module.recompile()
         return self._module
@@ -271,13 +291,35 @@ class _Builder:
         rounded.meta = {"val": node.meta["val"]}
         node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user in readers)
 
+    def _quantize_recurrence(self, recurrence: Recurrence) -> None:
+        node = self._copied[recurrence.node]
+        factors = list(cast(Sequence[fx.Node], node.args[2]))
+        for position, path in zip(matrix_positions(node), recurrence.weights, strict=True):
+            if path in self._plan.weights:
+                name = self._shared("w", path, self._plan.weights[path])
+                factors[position] = self._through(name, factors[position], node)
+        node.update_arg(2, factors)
+        if self._plan.formats[recurrence.layer].activations == "dynamic":
+            layer = DynamicLSTM(is_bidirectional=bool(node.args[7]))
+            unroll(self._module.graph, node, self._add(f"dynamic_{node.name}", layer))
+
+    def _quantize_table(self, table: Table) -> None:
+        weight = self._plan.weights.get(table.weight)
+        if weight is not None:
+            name = self._shared("w", table.weight, weight)
+            self._insert(self._copied[table.node], 0, name)
+
     def _insert(self, node: fx.Node, position: int, name: str) -> None:
         """Let an argument of the node go through a module."""
         argument = cast(fx.Node, node.args[position])
-        with self._module.graph.inserting_before(node):
-            rounded = self._module.graph.call_module(name, (argument,))
-        rounded.meta = {"val": argument.meta.get("val")}
-        node.update_arg(position, rounded)
+        node.update_arg(position, self._through(name, argument, node))
+
+    def _through(self, name: str, value: fx.Node, reader: fx.Node) -> fx.Node:
+        """What a module makes of a value, for its reader."""
+        with self._module.graph.inserting_before(reader):
+            rounded = self._module.graph.call_module(name, (value,))
+        rounded.meta = {"val": value.meta.get("val")}
+        return rounded
 
     def _shared(self, kind: str, key: str, plan: TensorPlan) -> str:
         """The path of the one quantizer of a tensor."""

@@ -1,20 +1,28 @@
 """Where quantizers sit in a graph, so that a runtime fuses integer kernels and nothing runs twice.
 
-The rules were measured on ONNX Runtime (x86):
+The rules for ONNX Runtime were measured (x86):
 - A convolution fuses only if its input and its result, behind its ReLU or clip, are quantized.
   With a float result it runs in float and pays for the conversions: slower than no quantization.
 - An addition wants both inputs and its result behind the ReLU quantized.
 - What only moves values (views, pads, max pools, …) has the scale of its input.
 - A float operation reads the float value where a float operation wrote it: nothing is rounded in
   vain.
+
+The rules for TensorRT are NVIDIA's ("Q/DQ Layer-Placement Recommendations" of its documentation,
+and `ResNetV1QDQCase` of its quantization toolkit); it moves quantizers to where it fuses them:
+- What a product reads is quantized, and what it writes only where a product reads that.
+- An addition is fused with the product before it: its other input is quantized, not the product's
+  result. If nothing quantizes the sum, there is nothing to gain.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import torch
 from torch import fx
 
 from compressor.quantization.graph import (
@@ -27,6 +35,9 @@ from compressor.quantization.graph import (
     is_tensor,
     only_user,
 )
+
+Runtime = Literal["onnxruntime", "tensorrt"]
+aten: Any = torch.ops.aten
 
 
 @dataclass
@@ -61,8 +72,10 @@ class Placement:
         return list(dict.fromkeys(self.scale_of.values()))
 
 
-def place(graph: QuantizationGraph, layers: Collection[str]) -> Placement:
-    """Decide which values of `graph` are quantized when `layers` run on integers.
+def place(
+    graph: QuantizationGraph, layers: Collection[str], runtime: Runtime = "onnxruntime"
+) -> Placement:
+    """Decide which values of `graph` are quantized when `layers` run on integers in `runtime`.
 
     For all layers it is a superset of what it is for some: one calibration serves every choice.
 
@@ -72,6 +85,9 @@ def place(graph: QuantizationGraph, layers: Collection[str]) -> Placement:
     placement = Placement()
     products = {product.node: product for product in graph.products_of(layers)}
     needed = {product.source for product in products.values()}
+    if runtime == "tensorrt":
+        _place_inputs(graph, products, placement)
+        return placement
     for node in graph.nodes:
         if node in products:
             _place_product(products[node], needed, placement)
@@ -119,6 +135,31 @@ def _place_between(node: fx.Node, placement: Placement) -> None:
             placement.integer_nodes.add(behind)
             result = behind
         placement.scale_of[result] = result
+
+
+def _place_inputs(
+    graph: QuantizationGraph, products: Mapping[fx.Node, Product], placement: Placement
+) -> None:
+    """For TensorRT: what products read, and the other input of a sum that is fused with one."""
+    placement.products.extend(products.values())
+    origins = {product.source: _origin(product.source) for product in products.values()}
+    placement.scale_of.update(origins)
+    bare = [product.node for product in graph.products if only_user(product.node) is not None]
+    for node in graph.nodes:
+        if node in products:
+            placement.integer_nodes.update((node, *products[node].tail))
+        read = activations(node)
+        if node.target is not aten.add.Tensor or len(read) != 2:
+            continue
+        # of two the last: which one it is must not depend on the layers that are chosen
+        fused = next((item for item in reversed(bare) if item in read), None)
+        behind = only_user(node)
+        tail = [behind] if behind is not None and is_clipping(behind) else []
+        if fused is None or fused not in products or [node, *tail][-1] not in origins.values():
+            continue
+        other = read[1 - read.index(fused)]
+        placement.scale_of.setdefault(other, _origin(other))
+        placement.integer_nodes.update((node, *tail))
 
 
 def _tensors_read(node: fx.Node) -> list[fx.Node]:

@@ -6,22 +6,23 @@ simulation in torch and the exported file are both made of it, so they agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from compressor.errors import ConfigError, ModelError, suggest
-from compressor.quantization.affine import channel_range, parameters_of_range
+from compressor.errors import ConfigError, suggest
+from compressor.quantization.affine import parameters_of_range
 from compressor.quantization.graph import Product, QuantizationGraph
-from compressor.quantization.placement import Placement, place
-from compressor.quantization.scheme import ACTIVATION, FLOAT_BITS, WEIGHT, Scheme
+from compressor.quantization.placement import Placement, Runtime, place
+from compressor.quantization.recurrent import reason_against
+from compressor.quantization.scheme import ACTIVATION, BFLOAT16, FLOAT16, WEIGHT, Scheme
+from compressor.quantization.tables import reason_against_table
+from compressor.quantization.weights import check_weight, fitting_bias, weight_parameters
 
 Activations = Literal["static", "dynamic", "float"]
-# a bias in steps of (scale of the input) * (scale of the weight) must fit 32 bits
-BIAS_STEPS = 2.0**30
 SCALE_BITS = 32
 
 
@@ -33,10 +34,13 @@ class LayerFormat:
         weight: of its weight.
         activations: "static": it reads integers whose range was calibrated; "dynamic": integers
             whose range is found in every call; "float": only the weight is stored in few bits.
+        is_fp8: in place of integers there are floats of eight bits (e4m3): torch computes with them
+            on GPUs, and files have none.
     """
 
     weight: Scheme = WEIGHT
     activations: Activations = "static"
+    is_fp8: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no file can say.
@@ -58,8 +62,16 @@ class LayerFormat:
             raise ConfigError(
                 f"axis={self.weight.axis} of a weight: its scales are of output channels. Write 0."
             )
-        if 8 < self.weight.bits < FLOAT_BITS:
-            raise ConfigError(f"{self.weight.bits} bits of a weight: a file has 2 to 8. Write 8.")
+        if self.weight.has_integers and self.weight.bits > 8:
+            raise ConfigError(
+                f"{self.weight.bits} bits of a weight: a file has integers of 2 to 8, or floats of "
+                "16. Write 8, or format='weight_fp16'."
+            )
+        if self.weight.float_type is not None and self.activations != "float":
+            raise ConfigError(
+                f"A layer with a weight in {self.weight.float_type} computes in float32, and its "
+                f"activations are {self.activations!r}. Write activations='float'."
+            )
         if self.activations == "dynamic" and (self.weight.bits != 8 or self.weight.block):
             raise ConfigError(
                 "Activations whose range is found in each call need weights of 8 bits with a scale "
@@ -77,11 +89,20 @@ STATIC_INT8 = LayerFormat()
 DYNAMIC_INT8 = LayerFormat(activations="dynamic")
 WEIGHT_INT8 = LayerFormat(activations="float")
 WEIGHT_INT4 = LayerFormat(Scheme(4, signed=True, symmetric=True, axis=0, block=32), "float")
+WEIGHT_FP16 = LayerFormat(FLOAT16, "float")
+WEIGHT_BF16 = LayerFormat(BFLOAT16, "float")
 FORMATS: Mapping[str, LayerFormat] = {
     "static_int8": STATIC_INT8,
     "dynamic_int8": DYNAMIC_INT8,
     "weight_int8": WEIGHT_INT8,
     "weight_int4": WEIGHT_INT4,
+    "weight_fp16": WEIGHT_FP16,
+    "weight_bf16": WEIGHT_BF16,
+}
+# of torch alone: no file has them
+FP8_FORMATS: Mapping[str, LayerFormat] = {
+    "dynamic_fp8": LayerFormat(activations="dynamic", is_fp8=True),
+    "weight_fp8": LayerFormat(activations="float", is_fp8=True),
 }
 
 Formats = Mapping[str, LayerFormat]
@@ -93,7 +114,7 @@ class TensorPlan:
     """One tensor in few bits.
 
     Attributes:
-        scheme: of its integers.
+        scheme: of its numbers.
         scale: (), (size,) or (size, blocks); see `affine.quantize`.
         zero_point: of the same shape.
     """
@@ -128,11 +149,13 @@ class QuantizationPlan:
         formats: of layers, by name; others stay in float.
         weights: by path of the parameter.
         activations: by name in the graph: those that have a range of their own.
+        runtime: that the quantizers are placed for.
     """
 
     formats: Mapping[str, LayerFormat] = field(default_factory=dict)
     weights: Mapping[str, TensorPlan] = field(default_factory=dict)
     activations: Mapping[str, TensorPlan] = field(default_factory=dict)
+    runtime: Runtime = "onnxruntime"
 
     def layers(self, activations: Activations) -> list[str]:
         """Layers whose activations are so."""
@@ -147,6 +170,7 @@ class QuantizationPlan:
             },
             "weights": {path: tensor.to_json() for path, tensor in self.weights.items()},
             "activations": {name: tensor.to_json() for name, tensor in self.activations.items()},
+            "runtime": self.runtime,
         }
 
     @classmethod
@@ -159,6 +183,7 @@ class QuantizationPlan:
             },
             {path: TensorPlan.from_json(tensor) for path, tensor in data["weights"].items()},
             {name: TensorPlan.from_json(tensor) for name, tensor in data["activations"].items()},
+            data.get("runtime", "onnxruntime"),  # the only one when it was not written
         )
 
 
@@ -168,9 +193,24 @@ def find_format(name: str) -> LayerFormat:
     Raises:
         ConfigError: if there is none; the message has the nearest name and all of them.
     """
-    if name not in FORMATS:
-        raise ConfigError(f"There is no format {name!r}. {suggest(name, FORMATS)}")
-    return FORMATS[name]
+    known = {**FORMATS, **FP8_FORMATS}
+    if name not in known:
+        raise ConfigError(f"There is no format {name!r}. {suggest(name, known)}")
+    return known[name]
+
+
+def check_fits_file(formats: Iterable[LayerFormat]) -> None:
+    """Refuse formats that neither a file nor a simulation of it has.
+
+    Raises:
+        ConfigError: for floats of eight bits.
+    """
+    if any(form.is_fp8 for form in formats):
+        raise ConfigError(
+            "Floats of eight bits are computed by torch.compile on a GPU, and no ONNX file has "
+            "them. Write format='dynamic_int8', or run the engine with target={'runtime': "
+            "'inductor', 'device': 'cuda'}."
+        )
 
 
 def make_plan(
@@ -180,6 +220,7 @@ def make_plan(
     *,
     activation: Scheme = ACTIVATION,
     fixed: Mapping[str, TensorPlan] | None = None,
+    runtime: Runtime = "onnxruntime",
 ) -> QuantizationPlan:
     """Scales and zero points for the layers of `formats`.
 
@@ -189,11 +230,14 @@ def make_plan(
         ranges: (low, high) of at least `observed_values(graph, …)`, by name.
         activation: the scheme of all activations.
         fixed: of weights, by path, whose numbers are known for the scheme that they have.
+        runtime: that the quantizers are placed for.
 
     Raises:
-        ModelError: if there is no such layer.
+        ConfigError: if a format is of torch alone.
+        ModelError: if there is no such layer, or a weight is not finite or too large for its type.
     """
-    placement = place_static(graph, formats)
+    check_fits_file(formats.values())
+    placement = place_static(graph, formats, runtime)
     activations = {
         node.name: TensorPlan(activation, *parameters_of_range(*ranges[node.name], activation))
         for node in placement.origins
@@ -203,55 +247,65 @@ def make_plan(
         form = formats[product.layer]
         if form.weight.is_float:
             continue
-        if not torch.isfinite(graph.tensor(product.weight)).all():
-            raise ModelError(
-                f"The weight {product.weight!r} has values that are not finite. Train the model "
-                "again, or leave the layer out."
-            )
+        check_weight(product.weight, graph.tensor(product.weight), form.weight)
         known, given = weights.get(product.weight), (fixed or {}).get(product.weight)
         if known is None and given is not None and given.scheme == form.weight:
             known = given
         scale, zero_point = known_or_new(known, graph.tensor(product.weight), form.weight)
-        if form.activations == "static" and product.bias is not None:
+        if form.activations == "static" and product.bias is not None and runtime != "tensorrt":
             origin = placement.scale_of[product.source]
             source_scale = activations[origin.name].scale
             scale = fitting_bias(scale, graph.tensor(product.bias), source_scale)
         weights[product.weight] = TensorPlan(form.weight, scale, zero_point)
-    return QuantizationPlan(dict(formats), weights, activations)
+    for recurrence in graph.recurrences_of(formats):
+        form = formats[recurrence.layer]
+        reason = reason_against(form)
+        if reason is not None:
+            raise ConfigError(f"The LSTM {recurrence.layer!r} cannot have this format. {reason}")
+        for path in () if form.weight.is_float else recurrence.weights:
+            check_weight(path, graph.tensor(path), form.weight)
+            numbers = known_or_new(weights.get(path), graph.tensor(path), form.weight)
+            weights[path] = TensorPlan(form.weight, *numbers)
+    for table in graph.tables_of(formats):
+        form, path = formats[table.layer], table.weight
+        if path in weights or form.weight.is_float:
+            continue  # it has what the layer has that it is the weight of
+        reason = reason_against_table(form)
+        if reason is not None:
+            raise ConfigError(f"The embedding {table.layer!r} cannot have this format. {reason}")
+        check_weight(path, graph.tensor(path), form.weight)
+        numbers = weight_parameters(graph.tensor(path), form.weight)
+        weights[path] = TensorPlan(form.weight, *numbers)
+    return QuantizationPlan(dict(formats), weights, activations, runtime)
 
 
-def place_static(graph: QuantizationGraph, formats: Formats) -> Placement:
+def place_static(
+    graph: QuantizationGraph, formats: Formats, runtime: Runtime = "onnxruntime"
+) -> Placement:
     """Where the quantizers of the layers with static activations sit."""
-    return place(graph, [name for name, form in formats.items() if form.activations == "static"])
+    layers = [name for name, form in formats.items() if form.activations == "static"]
+    return place(graph, layers, runtime)
 
 
-def observed_values(graph: QuantizationGraph, layers: Iterator[str] | list[str]) -> list[str]:
+def observed_values(
+    graph: QuantizationGraph, layers: Iterator[str] | list[str], runtime: Runtime = "onnxruntime"
+) -> list[str]:
     """Names of the values whose ranges any choice among `layers` needs."""
-    return [node.name for node in place(graph, list(layers)).origins]
+    return [node.name for node in place(graph, list(layers), runtime).origins]
 
 
 def known_or_new(known: TensorPlan | None, weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Scale and zero point of a weight; of a shared one, those that it has."""
     if known is not None:
         return known.scale, known.zero_point
-    return parameters_of_range(*channel_range(weight.detach().cpu(), scheme), scheme)
-
-
-def fitting_bias(scale: Tensor, bias: Tensor, source_scale: Tensor) -> Tensor:
-    """A weight's scales, no finer than that the bias, in steps of both scales, fits 32 bits.
-
-    It matters for a channel whose weight is almost all zeros.
-    """
-    if scale.dim() != 1:
-        return scale
-    least = bias.detach().cpu().abs() / (source_scale * BIAS_STEPS)
-    return torch.maximum(scale, least.to(scale.dtype))
+    return weight_parameters(weight, scheme)
 
 
 def bias_scale(product: Product, plan: QuantizationPlan, placement: Placement) -> Tensor | None:
     """The step of the product's bias, (out,) or (); None where it is added in float."""
     form = plan.formats[product.layer]
-    is_added_inside = product.is_convolution or product.is_matrix
+    # TensorRT refuses to dequantize int32: "only activation types allowed as input"
+    is_added_inside = plan.runtime != "tensorrt" and (product.is_convolution or product.is_matrix)
     if product.bias is None or form.activations != "static" or not is_added_inside:
         return None
     weight = plan.weights.get(product.weight)

@@ -25,6 +25,8 @@ def render(result: Result, console: Console | None = None) -> None:
         table.add_row(*row)
     out.print(table)
     out.print(verdict(result.certificate), markup=False)
+    if result.certificate.agreement:
+        out.print(str(result.certificate.agreement), markup=False)
     if result.reason:
         out.print(f"The reference itself is the answer: {result.reason}.", markup=False)
     if result.latency_errors:
@@ -68,6 +70,20 @@ def verdict(certificate: Certificate) -> str:
     return (
         f"{c.metric_name} {c.reference_metric:.4g} -> {c.metric:.4g}, {within} delta {c.delta:g}, "
         f"measured {where} (split {c.split!r}, evaluated {c.looks} times in all)."
+        f"{_certainty(c)}"
+    )
+
+
+def _certainty(c: Certificate) -> str:
+    """What the interval adds to the measured drop; nothing if there is none."""
+    if c.interval is None:
+        return ""
+    low, high = (f"{end:.3g}" for end in (c.interval.low, c.interval.high))
+    sure = "all of it is" if c.is_certain else "not all of it is"
+    return (
+        f" The true drop lies between {low} and {high} ({100 * c.interval.confidence:g} % sure, "
+        f"whichever of the {c.interval.looks} variants judged there was chosen): {sure} within "
+        "delta."
     )
 
 

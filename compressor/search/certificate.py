@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from compressor.errors import ConfigError
-from compressor.result import Certificate, Cost, Parity, VariantRecord
+from compressor.result import Agreement, Certificate, Cost, Interval, Parity, VariantRecord
+from compressor.search.interval import Paired, drop_interval
 from compressor.search.search import Goal
 
 
@@ -22,21 +22,6 @@ class Judged(Protocol):
         """Measured on the target."""
 
 
-def check_delta(delta: float, key: str, reference: float, *, is_larger_better: bool) -> None:
-    """Refuse a delta that every model would keep.
-
-    Raises:
-        ConfigError: with the value to write instead.
-    """
-    if not is_larger_better or reference <= 0 or delta < reference:
-        return
-    likely = f"; for one percentage point write delta={delta / 100:g}" if reference <= 1 else ""
-    raise ConfigError(
-        f"delta={delta:g} accepts every model: the reference's {key!r} is {reference:.4g}. "
-        f"delta is an absolute drop on the metric's own scale{likely}."
-    )
-
-
 def make_certificate(
     goal: Goal,
     reference: Cost,
@@ -44,6 +29,8 @@ def make_certificate(
     judged: Judged,
     *,
     parity: Parity | None,
+    paired: Paired | str,
+    agreement: Agreement | None = None,
     target: Mapping[str, Any],
     looks: int,
     split: str,
@@ -57,14 +44,17 @@ def make_certificate(
         reference_metric: of the reference in torch, on `split`.
         judged: the file to deploy.
         parity: of the float file with the torch model.
+        agreement: of the quantized file with its simulation; None if nothing is quantized.
+        paired: metrics of the reference and the file on parts of `split`, or why there are none.
         target: where costs were measured.
-        looks: how many models' evaluations on `split` led here.
+        looks: how many models' evaluations on `split` led here, the reference among them.
         split: that the metric is of.
         notes: what a reader must know besides.
     """
     metric, before, after = judged.metrics[goal.key], reference, judged.cost
     change = reference_metric - metric
     drop = change if goal.is_larger_better else -change
+    interval, why_not = _interval(goal, paired, looks)
     return Certificate(
         metric_name=goal.key,
         metric=metric,
@@ -84,11 +74,24 @@ def make_certificate(
         params=after.params,
         reference_params=before.params,
         parity=parity,
+        agreement=agreement,
+        interval=interval,
         target=dict(target),
         looks=looks,
         split=split,
-        notes=tuple(notes),
+        notes=(*notes, *filter(None, [why_not])),
     )
+
+
+def _interval(goal: Goal, paired: Paired | str, looks: int) -> tuple[Interval | None, str]:
+    """Of the drop; None, and why there is none."""
+    if isinstance(paired, str):
+        return None, paired
+    variants = max(looks - 1, 1)  # without the reference
+    found = drop_interval(
+        paired, goal.delta, is_larger_better=goal.is_larger_better, looks=variants
+    )
+    return (None, found) if isinstance(found, str) else (found, "")
 
 
 def broken_limits(goal: Goal, cost: Cost) -> list[str]:

@@ -112,14 +112,21 @@ def export_graph(model: nn.Module, inputs: ModelInputs) -> torch.export.Exported
 
 def export(model: nn.Module, inputs: ModelInputs) -> torch.export.ExportedProgram:
     """The ATen graph of `model` in the mode it is in, or whatever tracing it raises."""
-    # When it fails, torch prints all that it had traced; of an LSTM it warns of its own list.
-    with (
-        torch.no_grad(),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", "The tensor attributes? .*_flat_weights", UserWarning)
+    # When it fails, torch prints all that it had traced.
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()), quiet_lstm():
         return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+
+
+@contextmanager
+def quiet_lstm() -> Iterator[None]:
+    """Without what torch warns of in its own LSTM.
+
+    It has a list of its weights; and once an ONNX file was written, torch tries a loop instead.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The tensor attributes? .*_flat_weights", UserWarning)
+        warnings.filterwarnings("ignore", "_check_is_size will be removed", FutureWarning)
+        yield
 
 
 def input_shapes(model: nn.Module, inputs: ModelInputs) -> dict[str, tuple[int, ...]]:

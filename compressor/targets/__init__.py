@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import ConfigError, suggest
+from compressor.export.onnxruntime_model import OnnxRuntimeModel
 from compressor.targets.base import Deployed, Target
 from compressor.targets.eager import EagerTarget
 from compressor.targets.inductor import InductorTarget
 from compressor.targets.onnxruntime import OnnxRuntimeTarget
-from compressor.targets.onnxruntime_model import OnnxRuntimeModel
 
 if TYPE_CHECKING:
     from compressor.config import TargetConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import ConfigError
+from compressor.export.post_training import PostTraining
 from compressor.interfaces.device import Device
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, Timing, interleave
@@ -32,11 +33,14 @@ class Deployed:
         module: called like the model, on the target's device.
         size_bytes: of the file to deploy.
         files: what was written, by kind: "onnx" is the file to deploy, "onnx_float" its float form.
+        simulate: makes what the file to deploy computes in torch; None if nothing is quantized, or
+            there is no simulation.
     """
 
     module: nn.Module
     size_bytes: int
     files: Mapping[str, Path] = field(default_factory=dict)
+    simulate: Callable[[], nn.Module] | None = None
 
 
 class Target(ABC):
@@ -45,7 +49,6 @@ class Target(ABC):
     Attributes:
         name: in the configuration.
         devices: that it runs on.
-        supports_int8: it runs layers on integers.
         stores_compact: what is deployed is packed: zeros and palettes take fewer bytes.
 
     Args:
@@ -61,7 +64,6 @@ class Target(ABC):
 
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]]
-    supports_int8: ClassVar[bool]
     stores_compact: ClassVar[bool] = False
 
     def __init__(
@@ -106,11 +108,38 @@ class Target(ABC):
             calibration: inputs to quantize by; asked for one after another.
 
         Raises:
-            ConfigError: if int8 is asked of a target without it.
+            ConfigError: for a format that the target does not have.
             DataError: if int8 is asked for and there is nothing to calibrate on.
             ExportError: if the model cannot be written for the runtime.
-            ModelError: if the model cannot be copied.
+            ModelError: if the model cannot be copied, or a layer does not exist.
         """
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Those that it computes, by the names that `find_format` knows."""
+        return frozenset()
+
+    def runs(self, layer: nn.Module | None, form: str) -> bool:
+        """Whether it takes `layer`, or a weight that is no layer's, in that format."""
+        del layer
+        return form in self.formats
+
+    def simulate(self, quantizer: PostTraining, formats: Formats) -> nn.Module:
+        """What the model of `quantizer` computes here with these layers quantized, in torch.
+
+        It judges a format before anything is deployed: it need not be fast.
+        """
+        return quantizer.simulate(formats)
+
+    def open(self, model: nn.Module, files: Mapping[str, Path]) -> nn.Module:
+        """What `deploy` made of `model`, again.
+
+        Args:
+            model: as it was saved, in float.
+            files: what `deploy` wrote, among others.
+        """
+        del files
+        return model.to(self.device)
 
     def format(self, name: str) -> LayerFormat:
         """The format of that name, as this target computes it right.
@@ -139,12 +168,13 @@ class Target(ABC):
             layer: a convolution, a linear layer, or the chain of them that a layer has become; 0.0
                 for any other, and for one that the runtime merges into its neighbours.
             input_shape: of its input in the model, batch first: (N, in, H, W), (N, in), (N, L, in).
-            form: of `quantization.plan.FORMATS` by name; "" is float.
+            form: by name, one of `formats`; "" is float.
 
         Raises:
-            ConfigError: if int8 is asked of a target without it.
+            ConfigError: for a format that the target does not have.
         """
-        self._require_int8(bool(form))
+        if form and form not in self.formats:
+            raise self._missing(form)
         if isinstance(layer, Factored):  # in one file its layers take the same, within 3 %
             shapes = chain_shapes(layer.layers, input_shape)
             parts = zip(layer.layers, shapes[:-1], strict=True)
@@ -154,12 +184,16 @@ class Target(ABC):
         key = f"{self._signature()} {form or 'float'} {layer} {tuple(input_shape)}"
         return self._latencies.get(key, lambda: self._time_layer(layer, tuple(input_shape), form))
 
-    def _require_int8(self, int8: bool) -> None:
-        if int8 and not self.supports_int8:
-            raise ConfigError(
-                f"The target runtime {self.name!r} does not run int8. "
-                "Write target: {'runtime': 'onnxruntime', 'device': 'cpu'}, or do not quantize."
-            )
+    def _missing(self, form: str) -> ConfigError:
+        """The error where a format that the target does not have is asked for."""
+        return ConfigError(
+            f"The target runtime {self.name!r} does not run {form} on {self.device.type}. "
+            f"{self.way_out()}"
+        )
+
+    def way_out(self) -> str:
+        """What to do about a format that is missing."""
+        return "Write target: {'runtime': 'onnxruntime', 'device': 'cpu'}, or do not quantize."
 
     def _signature(self) -> str:
         """What a layer's time depends on besides the layer."""

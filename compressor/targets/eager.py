@@ -23,7 +23,6 @@ class EagerTarget(Target):
 
     name = "eager"
     devices = ("cpu", "cuda")
-    supports_int8 = False
     stores_compact: ClassVar[bool] = True  # what ships is the packed archive
 
     def deploy(
@@ -39,7 +38,8 @@ class EagerTarget(Target):
 
         Its size is that of the weights in a saved archive, where zeros and palettes are packed.
         """
-        self._require_int8(bool(formats))
+        if formats:
+            raise self._missing("quantized layers")
         module = in_eval(copy_model(model).to(self.device))
         return Deployed(module, packed_size_bytes(module))
 

@@ -16,9 +16,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from compressor.export.signature import METADATA_KEY, Signature
 from compressor.interfaces.inputs import ModelInputs
-from compressor.quantization.affine import channel_range, parameters_of_range, quantize
+from compressor.quantization.affine import quantize
 from compressor.quantization.plan import LayerFormat, TensorPlan
 from compressor.quantization.scheme import Scheme
+from compressor.quantization.weights import weight_parameters
 
 OPSET = 21
 Array = NDArray[Any]
@@ -35,11 +36,12 @@ def write_layer(
     """Write `layer` followed by a ReLU, with a dynamic batch; its name in the file is "layer".
 
     It is called like a file of `export_onnx`. Padding is with zeros, whatever `padding_mode` says.
-    Where its activations are static, it reads, and a convolution writes, numbers from 0 to 1.
+    Where its activations are static, it reads, and a convolution writes, numbers from 0 to 1. Its
+    weight is of integers, or float32: what a runtime makes of floats of 16 bits.
     """
     weight, bias = layer.weight, layer.bias
-    if isinstance(layer, _ConvTransposeNd):
-        form = None  # it has no integer kernel
+    if isinstance(layer, _ConvTransposeNd) or (form and not form.weight.has_integers):
+        form = None  # a transposed convolution has no integer kernel
     is_static = form is not None and form.activations == "static"
     is_row_product = isinstance(layer, nn.Linear) and (
         len(input_shape) != 2 or (form is not None and not is_static)
@@ -81,8 +83,7 @@ def write_layer(
 
 
 def _plan_weight(weight: Tensor, scheme: Scheme) -> TensorPlan:
-    weight = weight.detach().cpu().float()
-    return TensorPlan(scheme, *parameters_of_range(*channel_range(weight, scheme), scheme))
+    return TensorPlan(scheme, *weight_parameters(weight.float(), scheme))
 
 
 def _store_weight(

@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from compressor.targets.onnxruntime_model import open_session
+from compressor.export.onnxruntime_model import open_session
 
 # Kernels that compute a layer. The others in its file convert types or layouts, which in a whole
 # model happens at its ends and not around each layer.

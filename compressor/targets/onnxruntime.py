@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from compressor.export.onnx import export_onnx
+from compressor.export.onnxruntime_model import OnnxRuntimeModel
 from compressor.export.post_training import PostTraining
 from compressor.export.saturation import safe_format
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call
-from compressor.quantization.plan import Formats, LayerFormat, QuantizationPlan, find_format
+from compressor.quantization.plan import (
+    FORMATS,
+    Formats,
+    LayerFormat,
+    QuantizationPlan,
+    find_format,
+)
 from compressor.targets.base import Deployed, Layer, Target
 from compressor.targets.layer_file import write_layer
 from compressor.targets.node_times import layer_kernel_ms
-from compressor.targets.onnxruntime_model import OnnxRuntimeModel
 
 
 class OnnxRuntimeTarget(Target):
@@ -27,7 +35,6 @@ class OnnxRuntimeTarget(Target):
 
     name = "onnxruntime"
     devices = ("cpu",)
-    supports_int8 = True
 
     def deploy(
         self,
@@ -41,18 +48,38 @@ class OnnxRuntimeTarget(Target):
         """Write `model_float.onnx` and, if layers are quantized, `model_int8.onnx`."""
         folder.mkdir(parents=True, exist_ok=True)
         path = float_path = export_onnx(model, inputs, folder / "model_float.onnx")
+        simulate = None
         if formats is not None and (isinstance(formats, QuantizationPlan) or formats):
             quantizer = PostTraining(model, inputs, calibration)
-            path = quantizer.write(folder / "model_int8.onnx", formats)
+            plan = formats if isinstance(formats, QuantizationPlan) else quantizer.plan(formats)
+            path = quantizer.write(folder / "model_int8.onnx", plan)
+            simulate = partial(quantizer.simulate, plan)
         return Deployed(
             OnnxRuntimeModel(path, threads=self.threads),
             path.stat().st_size,
             {"onnx": path, "onnx_float": float_path},
+            simulate,
         )
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """All that a file can have."""
+        return frozenset(FORMATS)
 
     def format(self, name: str) -> LayerFormat:
         """The format of that name; with weights of 7 bits where sums of 8 saturate."""
         return safe_format(find_format(name))
+
+    def layer_latency_ms(
+        self, layer: nn.Module, input_shape: Sequence[int], form: str = ""
+    ) -> float:
+        """As `Target.layer_latency_ms`; what is float once the file is loaded takes its time.
+
+        Such weights are those of 16 bits, and those of convolutions in `weight_int8`.
+        """
+        is_widened = form in {"weight_fp16", "weight_bf16"}
+        is_widened |= form == "weight_int8" and isinstance(layer, _ConvNd)
+        return super().layer_latency_ms(layer, input_shape, "" if is_widened else form)
 
     @contextmanager
     def _call(self, module: nn.Module, inputs: ModelInputs) -> Iterator[Call]:

@@ -19,12 +19,12 @@ from compressor.training.card import Card
 
 @TECHNIQUES.register
 class Quantization(Technique):
-    """A quarter of the bytes or less, and integer arithmetic where the runtime has kernels."""
+    """Half of the bytes or less, and integer arithmetic where the runtime has kernels."""
 
     name = "quantization"
     stage = Stage.NUMBERS
     card = Card(
-        summary="Stores layers in eight or four bits, and computes in eight where it is faster.",
+        summary="Stores layers in 4 to 16 bits, and computes in eight where it is faster.",
         source="Jacob et al. (2018), Quantization and training of neural networks for efficient "
         "integer-arithmetic-only inference",
         functional=None,

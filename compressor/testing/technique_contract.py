@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.export.onnx import export_onnx
+from compressor.export.onnxruntime_model import OnnxRuntimeModel
 from compressor.export.verify import parity
 from compressor.frameworks.layer_costs import (
     costly_layers,
@@ -35,7 +36,6 @@ from compressor.search.space import LayerChange
 from compressor.structure.describe import diff, rebuild
 from compressor.structure.packing import pack
 from compressor.structure.trace import input_shapes
-from compressor.targets.onnxruntime_model import OnnxRuntimeModel
 from compressor.techniques import Stage, Technique, TechniqueContext
 from compressor.testing.models import TiedModel, TinyResNet
 from compressor.training import Callback, Event, State, Trainer

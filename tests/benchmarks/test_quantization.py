@@ -65,9 +65,11 @@ def test_accuracy_control_has_the_time_of_the_export_too() -> None:
     rows = [
         row("float32", 90.0, 1.0, seconds=3.0),
         row("ours, static", 89.5, 2.2, seconds=4.0),
+        row("ours, within delta", 89.5, 2.2, seconds=6.0),
         row("NNCF accuracy control", 89.5, 2.2, seconds=5.0),
     ]
     assert summarize(rows)["seconds_of_accuracy_control"] == pytest.approx(0.5)
+    assert summarize(rows)["seconds_within_delta"] == pytest.approx(0.75)
 
 
 def test_accuracy_is_of_the_samples_in_their_order() -> None:

@@ -21,9 +21,9 @@ from compressor.export.detection_ops import (
     traceable_detectors,
 )
 from compressor.export.onnx import export_onnx
+from compressor.export.onnxruntime_model import OnnxRuntimeModel
 from compressor.export.verify import parity
 from compressor.interfaces.inputs import ModelInputs
-from compressor.targets.onnxruntime_model import OnnxRuntimeModel
 
 
 def generator(seed: int) -> torch.Generator:

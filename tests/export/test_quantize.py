@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import compressor
 from compressor.errors import ConfigError, DataError, ModelError
-from compressor.export.corrections import CORRECTIONS
+from compressor.export.corrections import CORRECTIONS, CorrectionReport
 from compressor.export.quantize import Quantized, quantize
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.plan import DYNAMIC_INT8, LayerFormat
@@ -96,9 +96,24 @@ def test_the_file_computes_what_the_module_computes(
 def test_corrections_bring_three_bits_nearer_to_float(
     net: nn.Module, corrections: Collection[str]
 ) -> None:
-    plain = quantize(net, IMAGES.split(8), format=LOW)
+    plain = quantize(net, IMAGES.split(8), format=LOW, corrections=[])
     corrected = quantize(net, IMAGES.split(8), format=LOW, corrections=corrections, seconds=0.3)
     assert error(corrected, net) < error(plain, net)
+
+
+@pytest.mark.parametrize(("kind", "biased"), [(LOW, True), ("static_int8", False)])
+def test_weights_of_few_bits_are_corrected_unasked(
+    net: nn.Module, kind: LayerFormat | str, biased: bool
+) -> None:
+    batches = IMAGES.split(8)
+    asked, unasked, plain = (
+        quantize(net, batches, format=kind, corrections=corrections)
+        for corrections in (["gptq", "bias"], None, [])
+    )
+    assert unasked.corrected == (asked if biased else plain).corrected
+    assert plain.corrected == CorrectionReport()
+    assert (error(unasked, net) == error(asked, net)) is biased
+    assert (error(unasked, net) < error(plain, net)) is biased
 
 
 def test_the_report_says_what_was_done(net: nn.Module) -> None:
@@ -107,7 +122,6 @@ def test_the_report_says_what_was_done(net: nn.Module) -> None:
     ).corrected
     assert report.equalized == (("stem.0", "depth"),)
     assert report.rounded == {"stem.0": "gptq", "depth": "adaround", "head": "gptq"}
-    assert set(report.scaled) == {"stem.0.weight", "depth.weight", "head.weight"}
     assert report.biased == ("stem.0", "depth", "head")
 
 

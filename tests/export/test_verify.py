@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
-from compressor.export.verify import parity
+from compressor.export.verify import agreement, parity
 from compressor.interfaces.inputs import ModelInputs
 
 INPUTS = ModelInputs((torch.tensor([[1.0, -2.0], [4.0, 3.0]]),))
@@ -34,3 +34,32 @@ def test_another_shape_is_an_error() -> None:
 
     with pytest.raises(ExportError, match=r"shapes \[\(4,\)\], the model \[\(2, 2\)\]"):
         parity(nn.Identity(), wrong, INPUTS)
+
+
+class Scores(nn.Module):
+    """Gives the rows of a table that its input names."""
+
+    def __init__(self, *rows: list[float]) -> None:
+        super().__init__()
+        self.table = torch.tensor(rows).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table[x]
+
+
+def test_samples_of_which_the_file_names_another_class_are_counted() -> None:
+    file = Scores([0, 1, 0], [0, 0, 9], [2, 1, 0], [0, 3, 3])
+    simulation = Scores([0, 2, 0], [0, 0, 1], [1, 2, 0], [0, 3, 3])
+    reference = Scores([5, 0, 0], [0, 9, 1], [1, 0, 0], [0, 1, 0])
+    batches = [ModelInputs((torch.tensor(rows),)) for rows in ([0, 1, 2], [3])]
+    found = agreement(file, simulation.train(), reference, batches)
+    assert found is not None
+    assert (found.simulation_differs_fraction, found.reference_differs_fraction) == (0.25, 0.5)
+    assert found.samples == 4
+    assert simulation.training, "as it was"
+
+
+def test_what_names_no_classes_has_no_agreement() -> None:
+    inputs = [ModelInputs((torch.zeros(2, 1, 3),))]
+    assert agreement(nn.Identity(), nn.Identity(), nn.Identity(), inputs) is None
+    assert agreement(nn.Identity(), nn.Identity(), nn.Identity(), []) is None

@@ -19,6 +19,7 @@ from compressor.frameworks.layer_costs import (
     resized_input,
     size_cost,
     stated_change,
+    stored_layers,
     structural_changes,
     weight_count,
 )
@@ -29,7 +30,7 @@ from compressor.search.allocate import Problem
 from compressor.search.space import LayerChange, LayerCost, LayerState, Space
 from compressor.structure.factored import Factored
 from compressor.techniques import TECHNIQUES, Technique, TechniqueContext, apply_plan
-from compressor.testing.models import TinyResNet
+from compressor.testing.models import TiedModel, TinyResNet, TinyTransformer
 
 TECHNIQUE_NAMES = ("channel_pruning", "block_removal", "low_rank")
 
@@ -188,3 +189,19 @@ def test_bytes_follow_the_bits() -> None:
     assert cost("layer", LayerState(8, 16)) == 8 * 16 * 4 + 16 * 4
     assert cost("layer", LayerState(8, 16, bits=8)) == 8 * 16 + 16 * 4
     assert cost("layer", LayerState(8, 16, is_removed=True)) == 0
+
+
+def test_the_bytes_of_a_table_are_those_of_its_rows_and_a_tied_one_counts_once() -> None:
+    for model in (TinyTransformer(vocabulary=50, dim=8), TiedModel(50, 8)):
+        layers = stored_layers(model)
+        cost = size_cost(layers)
+        total = sum(cost(name, layer_state(layer)) for name, layer in layers.items())
+        others = [p for name, p in model.named_parameters() if "norm" in name or "position" in name]
+        entries = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in others)
+        assert total == 4 * entries
+    layers = stored_layers(TinyTransformer(vocabulary=50, dim=8))
+    choice = Choice("quantization", "embedding", {"format": "weight_int8"})
+    change = stated_change(choice)
+    assert change is not None
+    state = change.applied_to(layer_state(layers["embedding"]))
+    assert size_cost(layers)("embedding", state) == 50 * 8

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,6 +25,11 @@ pytestmark = pytest.mark.slow
 def accuracy(model: nn.Module, loader: Any) -> dict[str, float]:
     right = [(model(images).argmax(1) == labels).float() for images, labels in loader]
     return {"accuracy": 100 * float(torch.cat(right).mean())}
+
+
+def answers_of(model: nn.Module, loader: Any) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(images).argmax(1) for images, _ in loader])
 
 
 def test_numbers_outside_delta_are_trained_and_the_file_has_what_they_learned(
@@ -77,6 +82,12 @@ def test_numbers_outside_delta_are_trained_and_the_file_has_what_they_learned(
     assert math.isclose(
         accuracy(engine.result.runtime_model(), data["test"])["accuracy"], result.certificate.metric
     )
+    agreement = result.certificate.agreement
+    assert agreement is not None
+    assert agreement.simulation_differs_fraction <= 0.01
+    answers = [answers_of(each, data["test"]) for each in (engine.result.runtime_model(), model)]
+    assert agreement.reference_differs_fraction == (answers[0] != answers[1]).float().mean()
+    assert agreement.samples == 200
     assert hasattr(load_plan(nn.Module(), result.artifacts["model_dir"]), "compressor_quantization")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), "the user's model is as it was"

@@ -194,7 +194,7 @@ def test_blocks_with_given_scales_keep_them() -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"scheme": FLOAT}, ConfigError, "32 bits"),
+        ({"scheme": FLOAT}, ConfigError, "Floats have no steps"),
         ({"scale": torch.ones(6)}, ConfigError, "Give both or neither"),
         ({"damping": -0.1}, ConfigError, r"damping=-0\.1"),
         ({"block_size": 0}, ConfigError, "block_size=0"),

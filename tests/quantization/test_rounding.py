@@ -166,7 +166,7 @@ def test_a_weight_on_its_grid_stays() -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"scheme": FLOAT}, ConfigError, "32 bits are not rounded"),
+        ({"scheme": FLOAT}, ConfigError, "Floats have no steps"),
         ({"iterations": 0}, ConfigError, "iterations=0"),
         ({"seconds": -1.0}, ConfigError, r"seconds=-1\.0"),
         ({"targets": torch.zeros(3, 4)}, DataError, "20 inputs and 3 targets"),

@@ -85,6 +85,13 @@ def test_outliers_are_worth_smoothing_and_weights_alone_are_not() -> None:
     assert search_alpha([weight], inputs, FLOAT, FLOAT) is None
 
 
+def test_a_gain_below_what_is_asked_for_is_none() -> None:
+    inputs, weight = inputs_with_outliers(), random(8, 16, seed=1)
+    found = search_alpha([weight], inputs, ACTIVATION, WEIGHT)
+    assert search_alpha([weight], inputs, ACTIVATION, WEIGHT, error_fraction=0.5) == found
+    assert search_alpha([weight], inputs, ACTIVATION, WEIGHT, error_fraction=1e-6) is None
+
+
 def test_rows_with_scales_of_their_own_and_any_number_of_dimensions_are_taken() -> None:
     by_token = Scheme(bits=8, signed=True, symmetric=True, axis=0)
     inputs, weight = inputs_with_outliers(), random(8, 16, seed=1)

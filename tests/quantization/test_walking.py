@@ -119,3 +119,9 @@ def test_the_first_samples_are_the_first_samples(count: int) -> None:
     assert sum(part.batch_size for part in taken) == min(count, 12)
     left = sum(1 for _ in batches)
     assert left == {1: 2, 5: 2, 6: 1, 8: 1, 99: 0}[count], "no batch is drawn in vain"
+
+
+def test_a_table_of_words_is_no_value_of_a_sample() -> None:
+    model = nn.Sequential(nn.Embedding(1000, 4), nn.Linear(4, 8)).eval()
+    words = ModelInputs((torch.zeros(2, 5, dtype=torch.long),))
+    assert QuantizationGraph(export_program(model, words)).sample_bytes() == 4 * 5 * 8

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from compressor.report.console import dress, render, rows, verdict
-from compressor.result import Plan, Result
+from compressor.result import Agreement, Plan, Result
 from tests.test_result import CERTIFICATE, NARROW, predicted
 
 
@@ -50,6 +50,15 @@ def test_the_error_of_the_predicted_latencies_is_said_where_there_are_some() -> 
     variants = [predicted(1.5, 1.0, NARROW)]
     assert "median error of 50 %" in printed(Result(None, CERTIFICATE, variants, [], {}, Plan()))
     assert "median error" not in printed(Result(None, CERTIFICATE, [], [], {}, Plan()))
+
+
+def test_how_often_the_quantized_file_answers_otherwise_is_said() -> None:
+    some = replace(CERTIFICATE, agreement=Agreement(0.005, 0.025, 200))
+    text = " ".join(printed(Result(None, some, [], [], {}, Plan())).split())
+    assert "Of 200 samples the quantized file names 0.5 % otherwise than its simulation" in text
+    assert "2.5 % otherwise than the reference" in text
+    none = replace(CERTIFICATE, agreement=None)
+    assert "otherwise" not in printed(Result(None, none, [], [], {}, Plan()))
 
 
 def test_why_nothing_was_compressed_is_said() -> None:

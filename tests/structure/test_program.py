@@ -426,7 +426,7 @@ def test_a_patched_forward_and_hooks_are_refused() -> None:
 @pytest.mark.parametrize("case", ["lenet", "gated", "heads", "in_place", "cifar_resnet"])
 def test_exports_and_agrees_in_onnx_runtime(case: str, tmp_path: Path) -> None:
     from compressor.export.onnx import export_onnx
-    from compressor.targets.onnxruntime_model import OnnxRuntimeModel
+    from compressor.export.onnxruntime_model import OnnxRuntimeModel
 
     model = programmed(case).eval()
     path = export_onnx(model, inputs_of(case, 2), tmp_path / "model.onnx")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.export.onnxruntime_model import open_session
 from compressor.targets.node_times import layer_kernel_ms
-from compressor.targets.onnxruntime_model import open_session
 
 LAYERS = 30
 

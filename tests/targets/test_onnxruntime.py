@@ -13,7 +13,7 @@ from compressor.export.onnx import export_onnx
 from compressor.export.qdq import integer_kernels
 from compressor.hardware import cpu_flags
 from compressor.interfaces.inputs import ModelInputs
-from compressor.quantization.plan import STATIC_INT8, WEIGHT_INT4
+from compressor.quantization.plan import STATIC_INT8, find_format
 from compressor.targets import OnnxRuntimeModel, OnnxRuntimeTarget
 from compressor.targets.base import Deployed
 from compressor.testing.models import DictModel, TinyResNet, TinyTransformer
@@ -89,7 +89,8 @@ def test_weights_have_seven_bits_where_sums_of_eight_saturate(
     assert (scheme.qmin, scheme.qmax, scheme.storage) == (-63, 63, "int8")
     # the largest pair of products then fits the 16 bits of those sums
     assert 2 * 255 * scheme.qmax < 2**15
-    assert target.format("weight_int4") == WEIGHT_INT4
+    for name in ("weight_int4", "weight_fp16", "weight_bf16"):
+        assert target.format(name) == find_format(name)
 
 
 def test_whether_sums_saturate_is_what_an_exact_sum_says() -> None:
@@ -201,6 +202,16 @@ def test_an_int8_layer_is_timed_on_its_integer_kernel() -> None:
     assert in_float > 0
     assert in_int8 > 0
     assert in_int8 != in_float
+
+
+@pytest.mark.parametrize("form", ["weight_fp16", "weight_bf16", "weight_int8"])
+def test_a_layer_whose_weight_is_float_once_it_is_loaded_takes_what_it_takes_in_float(
+    form: str,
+) -> None:
+    target, layer = OnnxRuntimeTarget(), nn.Conv2d(8, 8, 3)
+    times = [target.layer_latency_ms(layer, (1, 8, 8, 8), q) for q in (form, "", form)]
+    assert times[0] > 0
+    assert times == [times[0]] * 3
 
 
 def test_a_layer_without_an_integer_kernel_is_timed_in_float() -> None:

@@ -12,13 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from compressor.quantization.graph import (
-    PADDING,
-    Product,
-    QuantizationGraph,
-    is_moving,
-    rank,
-)
+from compressor.quantization.graph import Product, QuantizationGraph, is_moving, rank
+from compressor.quantization.operations import PADDING
 
 aten: Any = torch.ops.aten
 GROUPS = 6  # the place of the number of groups among a convolution's arguments
@@ -44,6 +39,7 @@ POOLS = {
     aten.max_pool2d.default: 2,
     aten.max_pool3d.default: 3,
 }
+SWAPPING = frozenset({aten.permute.default, aten.transpose.int})
 PICKING = frozenset({aten.select.int, aten.slice.Tensor})
 RESHAPING = frozenset(
     {
@@ -140,6 +136,8 @@ def _axis_after(node: fx.Node, value: fx.Node, axis: int) -> int | None:
         return axis
     if node.target in POOLS:
         return axis if axis < rank(value) - POOLS[node.target] else None
+    if node.target in SWAPPING:
+        return _axis_swapped(node, axis)
     if node.target in PADDING:
         padded = len(cast(list[int], node.args[1])) // 2
         return axis if is_moving(node) and axis < rank(node) - padded else None
@@ -151,6 +149,14 @@ def _axis_after(node: fx.Node, value: fx.Node, axis: int) -> int | None:
     if node.target in RESHAPING:
         return _axis_reshaped(_shape(value), _shape(node), axis)
     return None
+
+
+def _axis_swapped(node: fx.Node, axis: int) -> int:
+    size = rank(node)
+    if node.target is aten.permute.default:
+        return [i % size for i in cast(list[int], node.args[1])].index(axis)
+    first, second = (cast(int, i) % size for i in node.args[1:3])
+    return {first: second, second: first}.get(axis, axis)
 
 
 def _axis_reshaped(before: list[Any], after: list[Any], axis: int) -> int | None:

@@ -197,8 +197,8 @@ def _check(
     damping: float,
     block_size: int,
 ) -> None:
-    if scheme.is_float:
-        raise ConfigError("32 bits are not rounded. Give a scheme of 2 to 16 bits.")
+    if not scheme.has_integers:
+        raise ConfigError("Floats have no steps to choose. Give a scheme of 2 to 16 bits.")
     if (scale is None) != (zero_point is None):
         raise ConfigError("Scale and zero point belong together. Give both or neither.")
     if not 0 <= damping <= 1 or block_size < 1:

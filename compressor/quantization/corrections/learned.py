@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from compressor.errors import DataError
 from compressor.interfaces.inputs import ModelInputs
-from compressor.quantization.corrections.channels import groups_of
+from compressor.quantization.corrections.channels import count_readers, groups_of
 from compressor.quantization.corrections.gptq import accumulate_hessian, gptq
 from compressor.quantization.corrections.rounding import adaptive_rounding
 from compressor.quantization.corrections.walking import Walk, forward_of
@@ -60,7 +60,6 @@ def round_weights(
     generator: torch.Generator,
     seconds: float = 300.0,
     iterations: int = 1000,
-    refitted: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> RoundingReport:
     """Round the weights of `plan` such that the layers' outputs change little, in place.
@@ -79,7 +78,6 @@ def round_weights(
         generator: on the CPU; draws minibatches and positions of convolutions.
         seconds: for the whole model; it ends soon after, and the rest is rounded to nearest.
         iterations: of AdaRound in each layer; fewer if the time is short.
-        refitted: whether GPTQ may choose the scales of blocks anew.
         clock: in seconds.
 
     Raises:
@@ -100,7 +98,7 @@ def round_weights(
         try:
             if method == "gptq":
                 rows = _rows(product, graph, walks[1].inputs(product), len(parts), generator)
-                weight = _by_gptq(graph.tensor(product.weight), rows, quantizer, refitted)
+                weight = _by_gptq(graph.tensor(product.weight), rows, quantizer)
             else:
                 pairs = zip(*(walk.inputs(product) for walk in walks), strict=True)
                 inputs, targets = _sample(product, reference, pairs)
@@ -132,9 +130,13 @@ def _choose(
 ) -> list[tuple[Product, Method]]:
     """The first product of each weight, and what it is rounded by."""
     chosen: dict[str, tuple[Product, Method]] = {}
-    for product in graph.products_of(plan.formats):
-        if product.weight in chosen or product.weight not in plan.weights:
+    products = graph.products_of(plan.formats)
+    for product in products:
+        tensor = plan.weights.get(product.weight)
+        if product.weight in chosen or tensor is None or not tensor.scheme.has_integers:
             continue
+        if count_readers(graph, product.weight) > sum(p.weight == product.weight for p in products):
+            continue  # an embedding looks its rows up as well
         columns = graph.tensor(product.weight)[0].numel()
         if "gptq" in methods and groups_of(product) == 1 and columns <= MOST_COLUMNS:
             chosen[product.weight] = product, "gptq"
@@ -149,9 +151,7 @@ def _turns(chosen: Sequence[tuple[Product, Method]]) -> float:
     return sum(share[method] for _, method in chosen) / share[chosen[0][1]]
 
 
-def _by_gptq(
-    weight: Tensor, rows: Iterator[Tensor], quantizer: Quantizer, refitted: bool
-) -> Tensor:
+def _by_gptq(weight: Tensor, rows: Iterator[Tensor], quantizer: Quantizer) -> Tensor:
     matrix = weight.detach().flatten(1)
     hessian = torch.zeros(matrix.shape[1], matrix.shape[1], device=matrix.device)
     for some in rows:
@@ -159,7 +159,6 @@ def _by_gptq(
     scheme = quantizer.scheme
     if scheme.block is not None:
         scheme = replace(scheme, block=scheme.block * weight[0, 0].numel())
-    if scheme.block is not None and refitted:
         result = gptq(matrix, hessian, scheme)
         quantizer.scale.copy_(result.scale)
         quantizer.zero_point.copy_(result.zero_point)

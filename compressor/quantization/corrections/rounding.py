@@ -172,8 +172,8 @@ def _check(
     seconds: float,
     batch_size: int,
 ) -> None:
-    if scheme.is_float:
-        raise ConfigError("32 bits are not rounded. Give a scheme of 2 to 16 bits.")
+    if not scheme.has_integers:
+        raise ConfigError("Floats have no steps to choose. Give a scheme of 2 to 16 bits.")
     numbers = {"iterations": iterations, "seconds": seconds, "batch_size": batch_size}
     for name, number in numbers.items():
         if not number > 0:

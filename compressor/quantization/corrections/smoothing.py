@@ -73,6 +73,8 @@ def search_alpha(
     activation_scheme: Scheme,
     weight_scheme: Scheme,
     alphas: Iterable[float] = ALPHAS,
+    *,
+    error_fraction: float = 1.0,
 ) -> float | None:
     """The alpha whose quantized products are nearest to the float ones; None: do not smooth.
 
@@ -86,6 +88,7 @@ def search_alpha(
         activation_scheme: of the inputs.
         weight_scheme: of the weights.
         alphas: to try.
+        error_fraction: of the error without smoothing, that the error has to fall below.
 
     Raises:
         DataError: if the sample is empty or not finite.
@@ -99,7 +102,7 @@ def search_alpha(
     joined = torch.cat([weight.detach() for weight in weights])
     absmax = rows.abs().amax(0), joined.abs().amax(0)
     outputs = [rows @ weight.T for weight in weights]
-    best, least = None, torch.inf
+    best, least = None, 0.0
     for alpha in (None, *alphas):
         scales = torch.ones_like(absmax[0]) if alpha is None else smoothing_scales(*absmax, alpha)
         smoothed = _fake_quantized(rows / scales, activation_scheme)
@@ -111,7 +114,9 @@ def search_alpha(
             .item()
             for weight, output in zip(weights, outputs, strict=True)
         )
-        if error < least:
+        if alpha is None:
+            least = error_fraction * error
+        elif error < least:
             best, least = alpha, error
     return best
 

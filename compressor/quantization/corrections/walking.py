@@ -89,7 +89,7 @@ class Walk:
             for node in self._nodes
         }
         self._begin = 0
-        self._values: list[Values] = _enter(module, parts)
+        self._values: list[Values] = enter(module, parts)
 
     def inputs(self, product: Product) -> Iterator[Tensor]:
         """What the product reads in this graph, part after part."""
@@ -149,7 +149,7 @@ class _Door(nn.Module):
         raise _Entered
 
 
-def _enter(module: fx.GraphModule, parts: Iterable[ModelInputs]) -> list[Values]:
+def enter(module: fx.GraphModule, parts: Iterable[ModelInputs]) -> list[Values]:
     """The values of the placeholders when `module` is called with each of `parts`."""
     copied, _ = copy_graph(module)
     door = _Door()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from compressor.frameworks.divergence import divergence
+from compressor.interfaces.divergence import divergence
 
 GENERATOR = torch.Generator().manual_seed(0)
 OURS = [[torch.randn(n, 5, generator=GENERATOR)] for n in (4, 4, 2)]
