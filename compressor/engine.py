@@ -53,6 +53,7 @@ MOST_TRIALS = 100
 TRIAL_EPOCHS = 2  # where neither epochs nor minutes are given
 FINAL_EPOCHS = 10
 SENSE_UNTIL = 0.6  # fraction of the minutes that is left for the search
+NUMBERS_SECONDS = 20.0  # at least, for what changes numbers alone
 FINALISTS = 3  # where trials and not minutes end the search
 
 
@@ -277,15 +278,21 @@ def _sense(
 ) -> DamageSearch:
     """Damage and cost of every choice, as a problem to be searched."""
     # What changes numbers alone comes first: it must not be what the minutes do not suffice for.
-    ordered = sorted(choices, key=lambda choice: not bench.is_number(choice.technique))
-    damage = sense(
-        ordered,
-        bench.damage_of,
-        path=run.damage,
-        key=bench.digest(),
-        has_time=lambda: spending.fraction_left > SENSE_UNTIL,
-        progress=progress,
-    )
+    numbers = [choice for choice in choices if bench.is_number(choice.technique)]
+    others = [choice for choice in choices if not bench.is_number(choice.technique)]
+    began = spending.seconds
+    damage: dict[str, float] = {}
+    for some, seconds in ((numbers, NUMBERS_SECONDS), (others, 0.0)):
+        damage |= sense(
+            some,
+            bench.damage_of,
+            path=run.damage,
+            key=bench.digest(),
+            has_time=lambda least=seconds: (  # type: ignore[misc]
+                spending.fraction_left > SENSE_UNTIL or spending.seconds < began + least
+            ),
+            progress=progress,
+        )
     choices = [choice for choice in choices if choice.key in damage]
     space = Space(choices, bench.effects(choices), bench.layers())
     limits = [(bench.layer_cost(name), bound) for name, bound in goal.limits]

@@ -275,7 +275,8 @@ class Agreement:
     """How often the quantized file to deploy names another class, by its largest output.
 
     Attributes:
-        simulation_differs_fraction: of the samples: another than the quantized model in torch.
+        simulation_differs_fraction: of the samples: another than the quantized model in torch. Of
+            a segmentation a sample counts by the share of its positions.
         reference_differs_fraction: of the samples: another than the reference in float.
         samples: how many of the judged split were compared.
     """

@@ -19,12 +19,17 @@ from compressor.structure.trace import FORWARD_FAILURES, eval_mode
 EXAMPLES = 2  # samples of the batch that the model is traced with
 
 
-def check_float32(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> None:
     """Refuse a model that computes in another type than the simulation and the file do.
 
     Raises:
-        ModelError: if no parameter is float32; with the type that they have.
+        ModelError: if it is no module, or no parameter is float32; with the type.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"`model` is of type {type(model).__name__}, not a torch.nn.Module. Give the module "
+            "itself; a function has no weights to quantize."
+        )
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if kinds and torch.float32 not in kinds:
         names = ", ".join(sorted(str(kind) for kind in kinds))
@@ -40,7 +45,8 @@ def read_calibration(
     """A small batch to trace with, and all batches, on the CPU.
 
     Args:
-        calibration: batches; see `quantize`. Of an iterator the first is taken and given again.
+        calibration: batches; see `quantize`. Of an iterator the first is taken and given again. Of
+            lists of images, as detectors take them, the whole first is to trace with.
         model: on the CPU; called once, with the small batch.
 
     Raises:
@@ -55,9 +61,10 @@ def read_calibration(
         )
     if not first.batch_size:
         raise DataError("The first calibration batch has no sample. Give batches of one or more.")
-    some = first.with_batch(EXAMPLES)
+    some = first if first.image_count else first.with_batch(EXAMPLES)
     _check_call(model, first, some, is_dataset=isinstance(calibration, Dataset))
-    return some, chain([first], batches)
+    others = (_of_length(batch, first, number) for number, batch in enumerate(batches, 2))
+    return some, chain([first], others)
 
 
 def _check_kind(calibration: Any) -> None:
@@ -93,6 +100,17 @@ def _read(batch: Any) -> ModelInputs:
             "model is called with: a tensor, a tuple of arguments, or a dict of keywords."
         )
     return inputs.to("cpu")
+
+
+def _of_length(batch: ModelInputs, first: ModelInputs, number: int) -> ModelInputs:
+    """`batch`, if it has as many images in a list as the graph takes."""
+    if batch.image_count != first.image_count:
+        counts = [each.image_count or "no" for each in (batch, first)]
+        raise DataError(
+            f"Calibration batch {number} is a list of {counts[0]} images, and the first has "
+            f"{counts[1]}: a file takes as many as it was made with. Give lists of one length."
+        )
+    return batch
 
 
 def _check_call(

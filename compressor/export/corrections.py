@@ -101,7 +101,13 @@ def correct(
     if "equalization" in wanted:
         report = replace(report, equalized=tuple(equalize(graph, formats)))
     if "smoothing" in wanted:
-        smoothed = smooth_graph(graph, formats, parts, activation=quantizer.activation)
+        smoothed = smooth_graph(
+            graph,
+            formats,
+            parts,
+            activation=quantizer.activation,
+            runtime=quantizer.runtime,
+        )
         report = replace(report, smoothed=smoothed)
     methods = [method for method in ROUNDING if method in wanted]
     if not methods and "bias" not in wanted:

@@ -4,7 +4,8 @@
 2. Of other ranges (by "mse") and corrected biases, what brings the outputs nearest to those in
    float, on calibration samples alone: one evaluation.
 3. Layers in float, those first whose quantizers do most damage, as few as suffice. That is found by
-   bisection, and with all of them it is the float model: log2(layers) evaluations, and an end.
+   bisection, and with all of them it is the float model: log2(layers) evaluations, rounded up, and
+   an end.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -107,7 +109,7 @@ def read_wish(evaluate: Evaluate | None, delta: float | None) -> Wish | None:
     """The two as one; None if neither is given.
 
     Raises:
-        ConfigError: for one without the other, or a delta below 0.
+        ConfigError: for one without the other, no function, or no number from 0 on.
     """
     if evaluate is None and delta is None:
         return None
@@ -117,8 +119,16 @@ def read_wish(evaluate: Evaluate | None, delta: float | None) -> Wish | None:
             f"`{given}` needs `{missing}`. Give a function `evaluate(module) -> float`, larger for "
             "a better model, and `delta`, the drop of its value that you accept."
         )
-    if not 0 <= delta < math.inf:
-        raise ConfigError(f"delta={delta} is no drop of a metric. Write a number from 0 on.")
+    if not callable(evaluate):
+        raise ConfigError(
+            f"evaluate={evaluate!r} is no function. Give `evaluate(module) -> float`, larger for a "
+            "better model."
+        )
+    if not isinstance(delta, Real) or not 0 <= delta < math.inf:
+        raise ConfigError(
+            f"delta={delta!r} is no drop of a metric. Write a number from 0 on, on the metric's "
+            "own scale: 0.01 is one percentage point of a fraction."
+        )
     return Wish(evaluate, delta)
 
 

@@ -7,96 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
-from compressor.export.graph import Graph
-from compressor.export.quantized_ops import WIDEN
-
-FOUR_BITS = {"int4": TensorProto.INT4, "uint4": TensorProto.UINT4}
-EIGHT_BITS = {TensorProto.INT8, TensorProto.UINT8}
+from compressor.export.file_weights import replace_marks
+from compressor.export.graph import Graph, drop_dead
 
 
 def finish_nodes(proto: onnx.ModelProto) -> None:
     """All that follows, in its order."""
-    _pack_four_bits(proto)
-    _cast_halves(proto)
+    replace_marks(proto)
     _pad_inside(proto)
     _skip_round_trips(proto)
     _pad_integers(proto)
-
-
-def _pack_four_bits(proto: onnx.ModelProto) -> None:
-    """Store integers of 4 bits two in a byte, in place."""
-    for tensor in proto.graph.initializer:
-        kind = FOUR_BITS.get(tensor.name.rpartition("_")[2])
-        if kind is None or tensor.data_type == kind:
-            continue
-        values = numpy_helper.to_array(tensor)
-        low, high = values.reshape(-1)[::2] & 15, values.reshape(-1)[1::2] & 15
-        packed = low.astype(np.uint8)
-        packed[: len(high)] |= high.astype(np.uint8) << 4
-        tensor.CopyFrom(
-            helper.make_tensor(tensor.name, kind, values.shape, packed.tobytes(), raw=True)
-        )
-
-
-def _cast_halves(proto: onnx.ModelProto) -> None:
-    """Let the marks of weights in floats of 16 bits be Casts, in place.
-
-    The exporter would have computed a Cast of a constant, as ONNX Runtime does when it loads.
-    """
-    for node in proto.graph.node:
-        if (node.domain, node.op_type) == WIDEN:
-            node.domain, node.op_type = "", "Cast"
-            node.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
-    kept = [entry for entry in proto.opset_import if entry.domain != WIDEN[0]]
-    del proto.opset_import[:]
-    proto.opset_import.extend(kept)
-
-
-def widen_weights(proto: onnx.ModelProto) -> None:
-    """Let convolutions in float have 8-bit weights that are computed once, in place.
-
-    ONNX Runtime runs a DequantizeLinear of a constant in every call, and keeps its fast layout for
-    weights that are constant: a third of the speed was lost. Cast and Mul of constants it computes
-    when it loads the file.
-    """
-    graph = Graph(proto)
-    for place, node in reversed(list(enumerate(graph.nodes))):
-        readers = graph.consumers.get(node.output[0], [])
-        if node.op_type != "DequantizeLinear" or not _is_widened(graph, node, readers):
-            continue
-        weight, scale, zero_point = (graph.constants[name] for name in node.input)
-        shape = [-1, *[1] * (len(weight.dims) - 1)]
-        for part in (scale, zero_point):
-            values = numpy_helper.to_array(part).astype(np.float32).reshape(shape)
-            constant = numpy_helper.from_array(values, f"{node.output[0]}.{part.name}")
-            proto.graph.initializer.append(constant)
-        result = node.output[0]
-        steps = [
-            helper.make_node("Cast", [weight.name], [f"{result}.float"], to=TensorProto.FLOAT),
-            helper.make_node(
-                "Sub", [f"{result}.float", f"{result}.{zero_point.name}"], [f"{result}.shifted"]
-            ),
-            helper.make_node("Mul", [f"{result}.shifted", f"{result}.{scale.name}"], [result]),
-        ]
-        del proto.graph.node[place]
-        for step in reversed(steps):
-            proto.graph.node.insert(place, step)
-
-
-def _is_widened(graph: Graph, node: NodeProto, readers: Sequence[NodeProto]) -> bool:
-    """Whether it gives convolutions alone their weight of 8 bits, and they read no integers."""
-    weight, scale = (graph.constants.get(name) for name in node.input[:2])
-    if weight is None or weight.data_type not in EIGHT_BITS or not readers:
-        return False
-    sources = [graph.producers.get(reader.input[0]) for reader in readers]
-    return (
-        scale is not None
-        and len(scale.dims) <= 1
-        and all(reader.op_type == "Conv" for reader in readers)
-        and all(source is None or source.op_type != node.op_type for source in sources)
-    )
 
 
 def _skip_round_trips(proto: onnx.ModelProto) -> None:
@@ -109,7 +31,7 @@ def _skip_round_trips(proto: onnx.ModelProto) -> None:
         if _is_pair(before, node):
             assert before is not None
             same[node.output[0]] = before.input[0]
-    _drop_dead(proto)
+    drop_dead(proto)
 
 
 def _pad_inside(proto: onnx.ModelProto) -> None:
@@ -131,7 +53,7 @@ def _pad_inside(proto: onnx.ModelProto) -> None:
             after.input[0] = node.input[0]  # zero is the zero point, so it may come later
             for convolution in convolutions:
                 _add_pads(convolution, sizes)
-    _drop_dead(proto)
+    drop_dead(proto)
 
 
 def _spatial_pads(graph: Graph, node: NodeProto) -> NDArray[np.int64] | None:
@@ -180,7 +102,7 @@ def _pad_integers(proto: onnx.ModelProto) -> None:
         node.input[:] = [before.input[0], sizes, before.input[2], *axes]
         node.output[:] = after.output
         proto.graph.node.remove(after)
-    _drop_dead(proto)
+    drop_dead(proto)
 
 
 def _is_zero_pad(graph: Graph, node: NodeProto) -> bool:
@@ -196,13 +118,3 @@ def _is_pair(before: NodeProto | None, after: NodeProto | None) -> bool:
         return False
     kinds = (before.op_type, after.op_type)
     return kinds == ("DequantizeLinear", "QuantizeLinear") and before.input[1:] == after.input[1:]
-
-
-def _drop_dead(proto: onnx.ModelProto) -> None:
-    """Remove nodes that nobody reads, in place."""
-    read = {value.name for value in proto.graph.output}
-    for node in reversed(list(proto.graph.node)):
-        if read.isdisjoint(node.output):
-            proto.graph.node.remove(node)
-        else:
-            read.update(node.input)

@@ -84,3 +84,13 @@ def drop_unused_constants(proto: onnx.ModelProto) -> None:
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
+
+
+def drop_dead(proto: onnx.ModelProto) -> None:
+    """Remove nodes that nobody reads, in place."""
+    read = {value.name for value in proto.graph.output}
+    for node in reversed(list(proto.graph.node)):
+        if read.isdisjoint(node.output):
+            proto.graph.node.remove(node)
+        else:
+            read.update(node.input)

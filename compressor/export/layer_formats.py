@@ -12,15 +12,15 @@ from compressor.errors import ConfigError, ModelError, suggest
 from compressor.export.post_training import PostTraining
 from compressor.export.skipped import layers_in, skipped_modules
 from compressor.quantization.graph import QuantizationGraph
+from compressor.quantization.kinds import Kind, reason_against
 from compressor.quantization.placement import Runtime
-from compressor.quantization.plan import LayerFormat, check_fits_file, find_format
-from compressor.quantization.recurrent import reason_against
+from compressor.quantization.plan import FILE_FORMATS, FP8_FORMATS, LayerFormat
+from compressor.quantization.scheme import Scheme
 from compressor.quantization.tables import table_format
 
 Format = str | LayerFormat
-NO_KERNEL = "ONNX has no convolution of integers whose range is found in each call."
-NO_TABLES = "Tables are looked up in float in files for TensorRT."
 NOT_WANTED = "It was not asked for."
+NO_WEIGHT = "It has no weight of its own that is multiplied: a norm is folded into a layer."
 
 
 def read_formats(
@@ -29,8 +29,10 @@ def read_formats(
     """The formats of the layers that are named, or the one of all.
 
     Raises:
-        ConfigError: for a name that is no format, or `layers` beside a mapping.
+        ConfigError: for what is no format, no layer at all, or `layers` beside a mapping.
     """
+    if layers is not None and not layers and not isinstance(layers, str):
+        raise ConfigError("`layers` is empty. Leave it out for all layers, or name some.")
     if not isinstance(format, Mapping):
         return _form(format)
     if layers is not None:
@@ -48,26 +50,28 @@ def check_runtime(forms: LayerFormat | Mapping[str, LayerFormat], runtime: str) 
     """
     if runtime not in get_args(Runtime):
         raise ConfigError(f"runtime={runtime!r} is unknown. {suggest(runtime, get_args(Runtime))}")
-    if runtime != "tensorrt":
-        return
     for form in forms.values() if isinstance(forms, Mapping) else [forms]:
-        weight = form.weight
-        if form.activations != "static":
-            raise ConfigError(
-                f"TensorRT multiplies integers only where the file has the ranges of both factors, "
-                f"and this format has {form.activations} activations. Write format='static_int8'."
-            )
-        if weight.is_float or weight.storage != "int8" or weight.block or not weight.symmetric:
-            raise ConfigError(
-                "TensorRT takes weights of int8 with zero point 0 and a scale for each output "
-                f"channel, not {weight.to_json()}. Write format='static_int8'."
-            )
+        reason = reason_against("linear", form, runtime)
+        if reason is not None:
+            raise ConfigError(reason)
 
 
 def _form(format: Format) -> LayerFormat:
-    form = format if isinstance(format, LayerFormat) else find_format(format)
-    check_fits_file([form])
-    return form
+    if isinstance(format, LayerFormat):
+        return format
+    if isinstance(format, Scheme):
+        raise ConfigError(
+            "`format` is the Scheme of a weight, which does not say how activations are. Write "
+            "LayerFormat(scheme, activations='static'), or 'float'."
+        )
+    if not isinstance(format, str):
+        raise ConfigError(
+            f"format={format!r} is no format. Write its name, 'static_int8', or a LayerFormat."
+        )
+    known = {**FILE_FORMATS, **FP8_FORMATS}
+    if format not in known:  # those that no file has are not suggested
+        raise ConfigError(f"There is no format {format!r}. {suggest(format, FILE_FORMATS)}")
+    return known[format]
 
 
 def choose_formats(
@@ -88,38 +92,45 @@ def choose_formats(
 
     Raises:
         ModelError: for a name that does not exist; the message has the nearest.
-        ConfigError: if no layer is left.
+        ConfigError: if a name has no layer inside, or no layer is left.
     """
     graph = quantizer.graph
     known = graph.sites
+    skipped = skipped_modules(model, graph.names, _names_of_tables(quantizer))
     without = _inside("ignored", ignored, model, graph.names)
+    if "" in ignored:
+        raise ConfigError(
+            "`ignored` has the name '', which is the whole model: nothing is left to "
+            "quantize. Name layers or modules inside of it."
+        )
     if isinstance(forms, Mapping):
         wanted = _by_layer(forms, graph)
         wanted = {name: form for name, form in wanted.items() if name not in without}
     else:
         chosen = known if layers is None else _inside("layers", layers, model, graph.names)
+        for name in layers or ():
+            if not layers_in(name, graph.names):
+                raise ConfigError(
+                    f"`layers` names {name!r}, and nothing of it can be quantized. "
+                    f"{skipped.get(name, NO_WEIGHT)} Name one of {', '.join(known)}."
+                )
         wanted = {name: forms for name in known if name in chosen and name not in without}
-    convolutions = {p.layer for p in graph.products if p.is_convolution}
-    tables = quantizer.tables
+    kinds = graph.kinds
     formats: dict[str, LayerFormat] = {}
-    skipped = skipped_modules(model, graph.names, _names_of_tables(quantizer))
     for name in known:
-        form = wanted.get(name)
-        reason = reason_against(form) if form and name in graph.recurrent_layers else None
-        if form is not None and name in tables:
-            form = table_format(form)
-            reason = NO_TABLES if quantizer.runtime == "tensorrt" else None
-        if form is None:
+        if name not in wanted:
             skipped[name] = NOT_WANTED
-        elif reason is not None:
+            continue
+        form = _stored(wanted[name], kinds[name])
+        reason = reason_against(kinds[name], form, quantizer.runtime)
+        if reason is not None:
             skipped[name] = reason
-        elif name in convolutions and form.activations == "dynamic":
-            skipped[name] = NO_KERNEL
         else:
-            formats[name] = _without_blocks(form) if name in convolutions else form
+            formats[name] = form
     if not formats:
+        names = ", ".join(name or "the model, which is one layer" for name in known)
         raise ConfigError(
-            f"No layer is left to quantize of {', '.join(known)}: "
+            f"No layer is left to quantize of {names}: "
             f"{skipped[next(iter(wanted), known[0])]} Name others in `layers`, or choose another "
             "format."
         )
@@ -148,9 +159,13 @@ def _by_layer(forms: Mapping[str, LayerFormat], graph: QuantizationGraph) -> dic
     return found
 
 
-def _without_blocks(form: LayerFormat) -> LayerFormat:
-    """Blocks are of matrices; of a convolution each output channel has one scale."""
-    return replace(form, weight=replace(form.weight, block=None))
+def _stored(form: LayerFormat, kind: Kind) -> LayerFormat:
+    """What a layer of that kind is stored as where `form` is asked for."""
+    if kind == "table":
+        return table_format(form)
+    if kind == "convolution":  # blocks are of matrices; here each output channel has one scale
+        return replace(form, weight=replace(form.weight, block=None))
+    return form
 
 
 def _inside(

@@ -18,7 +18,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.export.file_nodes import finish_nodes, widen_weights
+from compressor.export.file_nodes import finish_nodes
+from compressor.export.file_weights import read_four_bits, widen_weights
 from compressor.export.graph import drop_unused_constants, sort_nodes
 from compressor.export.onnx import OPSET, make_onnx, save_onnx
 from compressor.export.quantized_ops import (
@@ -32,7 +33,8 @@ from compressor.export.tables import look_up, packing_offset, share_transposed, 
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.affine import quantize
 from compressor.quantization.dynamic import DynamicLSTM, DynamicQuantizer
-from compressor.quantization.graph import is_computing, only_user, rank
+from compressor.quantization.graph import is_computing, rank
+from compressor.quantization.graph_state import add_child
 from compressor.quantization.model import (
     BiasQuantizer,
     QuantizedModel,
@@ -75,6 +77,7 @@ def export_quantized(model: QuantizedModel, inputs: ModelInputs, path: Path | st
     share_transposed(proto)
     if model.runtime == "onnxruntime":
         widen_weights(proto)
+    read_four_bits(proto)
     sort_nodes(proto)
     drop_unused_constants(proto)
     return save_onnx(proto, path, check=check_loads)
@@ -94,7 +97,7 @@ class _ExportForm:
         self._runtime = model.runtime
         self._graph = self._module.graph
         self._constants = nn.Module()
-        self._module.add_module(CONSTANTS, self._constants)
+        self._path = add_child(self._module, CONSTANTS, self._constants)
         self.needs_blocks = False
 
     def build(self) -> fx.GraphModule:
@@ -135,8 +138,13 @@ class _ExportForm:
         is_static = isinstance(weight, Quantizer) and self._is_static(rounded)
         if isinstance(reads, Quantizer) and not is_static:
             self._keep_float(node)
+        is_matrix = node.target is LINEAR and rank(node) == 2
+        is_apart = is_matrix and is_static and len(node.users) > 1 and _is_clipped(node)
+        is_apart = is_apart and self._runtime == "onnxruntime"
         if isinstance(inside, BiasQuantizer):
-            node.update_arg(2, self._integer_bias(cast(fx.Node, bias), inside))
+            assert bias is not None
+            write = self._float_bias if is_apart else self._integer_bias
+            node.update_arg(2, write(bias, inside))
         if not isinstance(weight, Quantizer):
             return
         assert rounded is not None
@@ -144,7 +152,7 @@ class _ExportForm:
         if isinstance(reads, DynamicQuantizer):
             read = cast(fx.Node, source).args[0]
             self._replace_linear(node, read, rounded, weight, is_dynamic=True)
-        elif node.target is LINEAR and (rank(node) != 2 or not is_fused):
+        elif node.target is LINEAR and (is_apart or not is_matrix or not is_fused):
             self._replace_linear(node, node.args[0], rounded, weight)
         else:
             node.update_arg(1, self._integers(node, rounded, weight))
@@ -231,7 +239,7 @@ class _ExportForm:
                 factor = self._integers(node, rounded, weight, transposed=True)
                 product = self._call(aten.matmul.default, source, factor)
                 product.meta = node.meta
-            if is_dynamic or self._is_static(rounded):
+            if is_dynamic or (self._is_static(rounded) and rank(node) != 2):
                 result = product if bias is None else self._call(aten.add.Tensor, product, bias)
             else:
                 result = self._add_apart(node, product, bias)
@@ -243,11 +251,10 @@ class _ExportForm:
         """The sum; before a ReLU or a clip as a difference, which gives the same numbers.
 
         ONNX Runtime has no kernel of few bits for a product, or for a product and a sum as one
-        Gemm, right before them: it dequantizes the weight in every call, 15 times as slow.
+        Gemm, right before them: it dequantizes the weight in every call, 15 times as slow. Of
+        integers it has one, if nothing else reads the sum.
         """
-        behind = only_user(node)
-        is_clipped = behind is not None and behind.target in CLIPPING
-        if not is_clipped or (bias is not None and rank(node) != 2):
+        if not _is_clipped(node) or (bias is not None and rank(node) != 2):
             return product if bias is None else self._call(aten.add.Tensor, product, bias)
         features = node.meta["val"].shape[-1]
         values = torch.zeros(features) if bias is None else self._tensor(str(bias.target))
@@ -266,8 +273,11 @@ class _ExportForm:
         elif block:
             axis = 1
         with self._graph.inserting_before(before):
-            stored = self._stored(rounded, weight, transposed=transposed)
-            return self._call(ops.dequantize.default, *stored, 1 if axis is None else axis, block)
+            integers, *numbers = self._stored(rounded, weight, transposed=transposed)
+            if weight.scheme.storage in {"int4", "uint4"}:
+                integers = self._call(ops.four_bits.default, integers)
+            axis = 1 if axis is None else axis
+            return self._call(ops.dequantize.default, integers, *numbers, axis, block)
 
     def _floats(
         self, before: fx.Node, rounded: fx.Node, weight: Quantizer, *, transposed: bool
@@ -317,6 +327,13 @@ class _ExportForm:
             ]
             return self._call(ops.dequantize.default, *stored, 0, 0)
 
+    def _float_bias(self, call: fx.Node, quantizer: BiasQuantizer) -> fx.Node:
+        """What the integers stand for."""
+        path = str(cast(fx.Node, call.args[0]).target)
+        values = quantizer.integers(self._tensor(path)).float() * quantizer.scale
+        with self._graph.inserting_before(call):
+            return self._constant(f"{path}_{call.name}_float", values.cpu())
+
     def _write_activation(self, node: fx.Node, quantizer: Quantizer) -> None:
         source = cast(fx.Node, node.args[0])
         if source.op == "get_attr" or not node.users:
@@ -338,10 +355,27 @@ class _ExportForm:
         return value.detach().cpu()
 
     def _constant(self, path: str, tensor: Tensor) -> fx.Node:
-        """A constant of the file; in a holder of its own, where no name of the model's is."""
-        name = path.replace(".", "_")
-        self._constants.register_buffer(name, tensor.contiguous())
-        return self._graph.get_attr(f"{CONSTANTS}.{name}")
+        """A constant of the file; in a holder of its own, where no name of the model's is.
+
+        Two paths may differ in "." and "_" alone: another tensor gets a number behind its name.
+        """
+        base = name = path.replace(".", "_")
+        number, known = 0, self._constants._buffers
+        while name in known and not _is_same(cast(Tensor, known[name]), tensor):
+            number += 1
+            name = f"{base}_{number}"
+        if name not in known:
+            self._constants.register_buffer(name, tensor.contiguous())
+        return self._graph.get_attr(f"{self._path}.{name}")
 
     def _call(self, operation: Any, *args: Any) -> fx.Node:
         return self._graph.call_function(operation, args)
+
+
+def _is_clipped(node: fx.Node) -> bool:
+    """Whether a ReLU or a clip is among what reads it."""
+    return any(user.target in CLIPPING for user in node.users)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from compressor.errors import ConfigError, ModelError, suggest
-from compressor.export.calibration import check_float32, read_calibration
+from compressor.export.calibration import check_model, read_calibration
 from compressor.export.corrections import (
     SAMPLES,
     SECONDS,
@@ -35,6 +36,8 @@ from compressor.quantization.placement import Runtime
 from compressor.quantization.plan import QuantizationPlan
 from compressor.structure.trace import copy_model
 
+FILE_NAME = "model.onnx"
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -43,7 +46,6 @@ class Quantized:
     Attributes:
         module: computes what the file computes, called like the model; on the CPU, in
             evaluation mode.
-        plan: how each tensor is quantized.
         model: in float, a copy with its batch norms folded, after the corrections; layers that
             read what "smoothing" multiplies are as they were.
         skipped: layers that stay in float, and why.
@@ -53,20 +55,29 @@ class Quantized:
     """
 
     module: QuantizedModel
-    plan: QuantizationPlan
     model: nn.Module
     skipped: Mapping[str, str]
     corrected: CorrectionReport
     inputs: ModelInputs = field(repr=False)
     fallback: Fallback | None = None
 
+    @property
+    def plan(self) -> QuantizationPlan:
+        """How each tensor is quantized, with the scales that `module` has now."""
+        return self.module.plan()
+
     def save_onnx(self, path: Path | str) -> Path:
         """Write it as one ONNX file that takes any batch size.
 
         Raises:
+            ConfigError: if `path` is a folder.
             ExportError: if the model has an operation that ONNX has not, or ONNX Runtime refuses
                 the file; then none is left.
         """
+        if Path(path).is_dir():
+            raise ConfigError(
+                f"{str(path)!r} is a folder. Name the file as well: {str(Path(path, FILE_NAME))!r}."
+            )
         return export_quantized(self.module, self.inputs, path)
 
     def float_operations(self) -> dict[str, tuple[str, ...]]:
@@ -82,7 +93,7 @@ class Quantized:
             ExportError: as of `save_onnx`.
         """
         with tempfile.TemporaryDirectory() as folder:
-            return float_operations(self.save_onnx(Path(folder) / "model.onnx"))
+            return float_operations(self.save_onnx(Path(folder, FILE_NAME)))
 
 
 def quantize(
@@ -109,7 +120,8 @@ def quantize(
         model: trained.
         calibration: batches of training inputs, without labels; each is a tensor, a tuple of
             arguments, a dict of keywords, or `ModelInputs`. A few hundred samples will do. An
-            iterator is read once. Every tensor as long as the first is one of samples: a table
+            iterator is read once. Lists of images, as detectors take them, are of one length, which
+            is the file's. Every tensor as long as the first is one of samples: a table
             beside them must have another length, at least in the first batch.
         format: of all layers, or of each that a mapping names: "static_int8"; "dynamic_int8",
             for linear layers and LSTMs, without ranges of activations; "weight_int8",
@@ -132,15 +144,16 @@ def quantize(
         evaluate: `evaluate(module) -> float`, larger is better (of a loss, return its negative). It
             is called with the model, then with files in ONNX Runtime, called like the model. If the
             metric of the file is outside `delta`, other ranges and corrections are tried, then
-            layers are left in float, as few as suffice: at most 2 + log2(layers) files. The
-            calibration is kept in memory.
+            layers are left in float, as few as suffice: at most 2 + log2(layers) files, rounded
+            up. The calibration is kept in memory.
         delta: drop of that metric that is accepted, on its own scale.
 
     Raises:
         ConfigError: for a format, method, correction or runtime that does not exist; the message
             has the nearest. If `layers` goes with a mapping, no layer is left, or the runtime
-            cannot compute a format. If `evaluate` or `delta` is given without the other, or every
-            model would be within delta.
+            cannot compute a format. For `samples`, `seconds`, a `generator` or a `delta` of
+            another type, or out of range. If `evaluate` or `delta` is given without the other, or
+            every model would be within delta.
         DataError: if there is no calibration batch, or a correction meets values that are not
             finite.
         ModelError: if a layer does not exist, the model has no layer that can be quantized, cannot
@@ -158,7 +171,8 @@ def quantize(
     _check_method(method)
     forms = read_formats(format, layers)
     check_runtime(forms, runtime)
-    check_float32(model)
+    _check_limits(samples, seconds, generator)
+    check_model(model)
     wish = read_wish(evaluate, delta)
     with torch.inference_mode(False):
         on_cpu = model if device_of(model).type == "cpu" else copy_model(model).cpu()
@@ -190,7 +204,24 @@ def quantize(
             )
             report, module = attempt.report, attempt.module
             skipped |= reasons(formats, attempt)
-    return Quantized(module, module.plan(), quantizer.model, skipped, report, inputs, fallback)
+    return Quantized(module, quantizer.model, skipped, report, inputs, fallback)
+
+
+def _check_limits(samples: int, seconds: float, generator: torch.Generator | None) -> None:
+    if not isinstance(samples, Integral) or samples < 1:
+        raise ConfigError(f"samples={samples!r} is no number of samples. Write an integer from 1.")
+    if not isinstance(seconds, Real) or not seconds >= 0:
+        raise ConfigError(f"seconds={seconds!r} is no time. Write a number from 0 on.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ConfigError(
+            f"generator={generator!r} is no torch.Generator. Write "
+            "torch.Generator().manual_seed(3)."
+        )
+    if generator is not None and generator.device.type != "cpu":
+        raise ConfigError(
+            f"The generator is on {generator.device}, and all is done on the CPU. Write "
+            "torch.Generator().manual_seed(3)."
+        )
 
 
 def _check_method(method: str) -> None:

@@ -19,7 +19,10 @@ from compressor.quantization.dynamic import dynamic_parameters
 from compressor.quantization.scheme import ACTIVATION
 
 BLOCKS_OPSET = 21  # the first with 4 bits and with blocks
-WIDEN = ("compressor", "Widen")  # domain and name, until the file is finished
+# domain and names of marks, until the file is finished
+MARKS = "compressor"
+WIDEN = (MARKS, "Widen")
+FOUR_BITS = (MARKS, "FourBits")
 
 
 @torch.library.custom_op("compressor::round_trip", mutates_args=())
@@ -66,6 +69,17 @@ def widen(x: Tensor) -> Tensor:
 @widen.register_fake
 def _(x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=torch.float32)
+
+
+@torch.library.custom_op("compressor::four_bits", mutates_args=())
+def four_bits(integers: Tensor) -> Tensor:
+    """`integers`; a mark of those that `finish_nodes` stores two in a byte."""
+    return integers.clone()
+
+
+@four_bits.register_fake
+def _(integers: Tensor) -> Tensor:
+    return torch.empty_like(integers)
 
 
 @torch.library.custom_op("compressor::dynamic_product", mutates_args=())
@@ -120,8 +134,15 @@ def translations(opset: int) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         return op.Mul(product, op.Mul(step, scale))
 
     def widen(x: Any) -> Any:
-        opset = onnxscript.values.Opset(WIDEN[0], 1)
-        return onnxscript.values.Op(opset, WIDEN[1], _widen_schema())(x)
+        halves = ["tensor(float16)", "tensor(bfloat16)"]
+        return mark(WIDEN, halves, "tensor(float)")(x)
+
+    def four_bits(integers: Any) -> Any:
+        return mark(FOUR_BITS, ["tensor(int8)", "tensor(uint8)"], "T")(integers)
+
+    def mark(name: tuple[str, str], kinds: list[str], result: str) -> Any:
+        opset = onnxscript.values.Opset(name[0], 1)
+        return onnxscript.values.Op(opset, name[1], _schema_of_mark(*name, kinds, result))
 
     def keep_float(x: Any) -> Any:
         limits = torch.finfo(torch.float32)
@@ -135,18 +156,17 @@ def translations(opset: int) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         ours.dynamic_product.default: dynamic_product,
         ours.keep_float.default: keep_float,
         ours.widen.default: widen,
+        ours.four_bits.default: four_bits,
         **lstm_translations(op),
     }
 
 
-def _widen_schema() -> OpSchema:
-    domain, name = WIDEN
-    halves = ["tensor(float16)", "tensor(bfloat16)"]
+def _schema_of_mark(domain: str, name: str, kinds: list[str], result: str) -> OpSchema:
     return OpSchema(
         name,
         domain,
         1,
         inputs=[OpSchema.FormalParameter("x", "T")],
-        outputs=[OpSchema.FormalParameter("y", "tensor(float)")],
-        type_constraints=[("T", halves, "")],
+        outputs=[OpSchema.FormalParameter("y", result)],
+        type_constraints=[("T", kinds, "")],
     )

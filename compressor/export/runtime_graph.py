@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
-from onnx import NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto
 
 from compressor.errors import ExportError, first_line
 from compressor.export.graph import attribute
 from compressor.export.onnxruntime_model import ORT_ERRORS
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
-INTEGER_KERNEL = re.compile(r"QLinear|QGemm|MatMulNBits|Quantize|Dequantize|\w*Integer")
+INTEGER_KERNEL = re.compile(
+    r"QLinear|QGemm|MatMulNBits|Quantize|Dequantize|DynamicQuantize|\w*Integer"
+)
 TO_FLOATS = re.compile(r"Dequantize|MatMulNBits|DynamicQuantize(MatMul|LSTM)|\w*IntegerToFloat")
 NO_FLOATS = frozenset(
     {"ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "NonZero"}
@@ -67,17 +70,17 @@ def float_operations(path: Path | str) -> dict[str, tuple[str, ...]]:
     Raises:
         ExportError: if ONNX Runtime refuses the file.
     """
-    executed, written = executed_graph(path).graph, onnx.load(path).graph
-    names = {name: node.name for node in written.node for name in (node.name, *node.output)}
+    executed, written = executed_graph(path).graph, onnx.load(path, load_external_data=False).graph
     floats = {value.name for value in executed.input if _is_float(value.type.tensor_type.elem_type)}
     found: dict[str, dict[str, None]] = defaultdict(dict)
-    for node in executed.node:
+    for node, origin in _with_origins(executed, written):
         computes_floats = not floats.isdisjoint(node.input)
         if _writes_floats(node, is_given_floats=computes_floats):
             floats.update(node.output)
         is_other = INTEGER_KERNEL.match(node.op_type) or node.op_type in MOVING
         if computes_floats and not is_other:
-            found[node.op_type][_scope(node, names)] = None
+            name = "" if origin is None else origin.name
+            found[node.op_type][name.rpartition("/")[0]] = None
     return {kind: tuple(names) for kind, names in found.items()}
 
 
@@ -92,13 +95,61 @@ def _writes_floats(node: NodeProto, *, is_given_floats: bool) -> bool:
     return is_given_floats and not is_kernel
 
 
-def _scope(node: NodeProto, written: Mapping[str, str]) -> str:
-    """Of the node of the file that it was: the runtime appends to names ("conv2d_1_nchwc")."""
+def _with_origins(
+    executed: GraphProto, written: GraphProto
+) -> Iterator[tuple[NodeProto, NodeProto | None]]:
+    """Each executed node with the node of the file that it was, or is a part of."""
+    known = {name: node for node in written.node for name in (node.name, *node.output) if name}
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in written.node:
+        for name in node.input:
+            readers[name].append(node)
+    kept = {node.op_type for node in executed.node}
+    origins: dict[str, NodeProto] = {}  # of executed values
+    for node in executed.node:
+        origin = _namesake(node, known)
+        if origin is None:
+            origin = _whole(node, origins, readers, kept)
+        if origin is not None:
+            origins.update({name: known.get(name, origin) for name in node.output})
+        yield node, origin
+
+
+def _namesake(node: NodeProto, known: Mapping[str, NodeProto]) -> NodeProto | None:
+    """The one of its name: the runtime appends to names ("conv2d_1_nchwc")."""
     for name in (node.name, *node.output):
-        known = [key for key in written if name == key or name.startswith((f"{key}_", f"{key}/"))]
-        if known:
-            return written[max(known, key=len)].rpartition("/")[0]
-    return ""
+        found = [key for key in known if name == key or name.startswith((f"{key}_", f"{key}/"))]
+        if found:
+            return known[max(found, key=len)]
+    return None
+
+
+def _whole(
+    node: NodeProto,
+    origins: Mapping[str, NodeProto],
+    readers: Mapping[str, list[NodeProto]],
+    kept: Collection[str],
+) -> NodeProto | None:
+    """The operation without a kernel that a nameless node is a part of.
+
+    ONNX defines it by others, as HardSwish, and the runtime writes these: it reads what that does.
+    """
+    for name in node.input:
+        source = origins.get(name)
+        if source is not None and _is_written_out(source, kept):
+            return source
+        for value in [name] if source is None else source.output:
+            for reader in readers.get(value, ()):
+                if _is_written_out(reader, kept):
+                    return reader
+    return None
+
+
+def _is_written_out(node: NodeProto, kept: Collection[str]) -> bool:
+    if node.domain or node.op_type in kept or not onnx.defs.has(node.op_type):
+        return False
+    schema: Any = onnx.defs.get_schema(node.op_type)
+    return bool(schema.has_function)
 
 
 def _is_float(kind: int) -> bool:

@@ -10,6 +10,8 @@ from onnx import NodeProto
 from torch import fx, nn
 
 from compressor.quantization.graph import is_tensor
+from compressor.quantization.graph_state import add_child
+from compressor.quantization.operations import LSTM
 
 OPERATIONS = "operations"
 METADATA_KEY = "pkg.torch.onnx.name_scopes"
@@ -21,16 +23,16 @@ def keep_scopes(module: fx.GraphModule) -> None:
     The exporter names the modules that it sees running, and in a graph there are none left.
     """
     holder = nn.Module()
-    module.add_module(OPERATIONS, holder)
+    path = add_child(module, OPERATIONS, holder)
     for number, node in enumerate(list(module.graph.nodes)):
         stack = node.meta.get("nn_module_stack")
-        if node.op != "call_function" or not stack or not is_tensor(node):
+        if node.op != "call_function" or not stack or not (is_tensor(node) or node.target is LSTM):
             continue
-        scope = [path for path, _ in stack.values()][-1]
+        scope = [name for name, _ in stack.values()][-1]
         name = f"{number}:{scope.replace('.', '/')}"
         holder.add_module(name, _Operation(node.target))
         with module.graph.inserting_before(node):
-            inside = module.graph.call_module(f"{OPERATIONS}.{name}", node.args, node.kwargs)
+            inside = module.graph.call_module(f"{path}.{name}", node.args, node.kwargs)
         inside.meta = node.meta
         node.replace_all_uses_with(inside)
         module.graph.erase_node(node)
@@ -51,7 +53,7 @@ def scope_of(node: NodeProto) -> str:
         if entry.key == METADATA_KEY:
             modules = ast.literal_eval(entry.value)[:-1]  # the last is the operation
             path = modules[-1].removeprefix("model").removeprefix(".") if modules else ""
-            if path.startswith(f"{OPERATIONS}."):
+            if path.startswith(OPERATIONS) and ":" in path:  # of `keep_scopes`
                 path = path.partition(":")[2].replace("/", ".")
             return str(path)
     return ""

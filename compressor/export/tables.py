@@ -8,9 +8,10 @@ when the file is loaded.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,6 +105,8 @@ def share_transposed(proto: onnx.ModelProto) -> None:
         source = name.replace(TRANSPOSED, "_")
         if source == name or source not in constants:
             continue
+        if not _is_transposed(tensor, constants[source]):
+            continue  # of another layer, or of blocks
         transpose = helper.make_node("Transpose", [source], [name], f"{name}/node", perm=[1, 0])
         proto.graph.initializer.remove(tensor)
         proto.graph.node.insert(0, transpose)
@@ -112,3 +115,10 @@ def share_transposed(proto: onnx.ModelProto) -> None:
 def _by_rows(numbers: Tensor, count: int) -> Tensor:
     """Of one for all, of one for each row, or of blocks, as (count, …)."""
     return numbers if numbers.dim() == 2 else numbers.reshape(-1, 1).expand(count, 1)
+
+
+def _is_transposed(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    """Whether they are a matrix and its transposed, of one type."""
+    if len(one.dims) != 2 or one.data_type != other.data_type:
+        return False
+    return np.array_equal(numpy_helper.to_array(one), numpy_helper.to_array(other).T)

@@ -50,6 +50,8 @@ def agreement(
     simulation: nn.Module,
     reference: nn.Module,
     batches: Iterable[ModelInputs],
+    *,
+    has_positions: bool = False,
 ) -> Agreement | None:
     """How often a quantized file names another class than its simulation, and than the reference.
 
@@ -58,35 +60,40 @@ def agreement(
         simulation: the quantized model in torch.
         reference: the float model. Both are called in evaluation mode, on their devices.
         batches: of samples.
+        has_positions: a class is named at every position of the first output (N, K, ...), and of
+            each sample the share of its positions is counted, as in a segmentation.
 
     Returns:
-        None if there is no sample, or the first output is not (N, K) with two classes or more.
+        None if there is no sample, or the first output is not (N, K) with two classes or more;
+        or, of positions, (N, K, ...).
     """
-    samples, differing = 0, [0, 0]
+    samples, differing = 0, [0.0, 0.0]
     for inputs in batches:
         answers = [
-            _answers(file, inputs),
-            _answers(simulation, inputs),
-            _answers(reference, inputs),
+            _answers(model, inputs, has_positions=has_positions)
+            for model in (file, simulation, reference)
         ]
         named, *expected = answers
         for i, other in enumerate(expected):
             if named is None or other is None:
                 return None
-            differing[i] += int((named != other).sum())
+            differing[i] += float((named != other).double().mean(1).sum())
         samples += inputs.batch_size
     if not samples:
         return None
     return Agreement(differing[0] / samples, differing[1] / samples, samples)
 
 
-def _answers(model: Callable[..., Any], inputs: ModelInputs) -> Tensor | None:
-    """The class of each sample, on the CPU."""
+def _answers(
+    model: Callable[..., Any], inputs: ModelInputs, *, has_positions: bool
+) -> Tensor | None:
+    """The classes of each sample (N, positions), on the CPU."""
     if isinstance(model, nn.Module):
         with eval_mode(model), torch.no_grad():
             outputs = output_tensors(inputs.to(device_of(model)).call(model))
     else:
         outputs = output_tensors(inputs.call(model))
-    if not outputs or outputs[0].dim() != 2 or outputs[0].shape[1] < 2:
+    dims = outputs[0].dim() if outputs else 0
+    if dims < 2 or (dims == 2) is has_positions or outputs[0].shape[1] < 2:
         return None
-    return outputs[0].argmax(1).cpu()
+    return outputs[0].argmax(1).reshape(len(outputs[0]), -1).cpu()

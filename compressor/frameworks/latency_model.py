@@ -22,6 +22,7 @@ from dataclasses import replace
 
 from compressor.frameworks.layer_costs import layer_state
 from compressor.logs import get_logger
+from compressor.quantization.plan import find_format
 from compressor.search.space import FLOAT_BITS, LayerCost, LayerState
 from compressor.structure.factored import Layer
 from compressor.structure.groups import ChannelGroup
@@ -102,7 +103,7 @@ class LatencyModel:
 
     def cost(self, name: str, state: LayerState) -> float:
         """Milliseconds."""
-        is_int8 = state.format == STATIC
+        is_int8 = bool(state.format) and find_format(state.format).activations == "static"
         latency_ms = self._factors[is_int8] * self._raw(name, state)
         converts = latency_ms > 0 and not is_int8 and name in self._int8_layers
         return latency_ms + (self._conversion_ms if converts else 0.0)

@@ -2,7 +2,7 @@
 
 Layers are convolutions and linear layers: they hold nearly all of the cost, and a layer of another
 width, or the chain that stands for it, is made here to be counted or timed without building the
-whole variant. Tables of embeddings count where bytes do.
+whole variant. Tables of embeddings, LSTMs and the projections of attention count where bytes do.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from compressor.structure.factored import (
 Shape = tuple[int, ...]
 
 FLOAT_BYTES = 4
+CONV1D = "Conv1D"
 
 
 def costly_layers(model: nn.Module) -> dict[str, Layer]:
@@ -54,13 +55,32 @@ def tables(model: nn.Module) -> dict[str, nn.Embedding]:
     return found
 
 
-def stored_layers(model: nn.Module) -> dict[str, Layer | nn.Embedding]:
+def other_matrices(model: nn.Module) -> dict[str, nn.Module]:
+    """Further modules with matrices of their own that can be quantized, by their first names.
+
+    They are LSTMs, `nn.MultiheadAttention` and the `Conv1D` of transformers.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.LSTM, nn.MultiheadAttention)) or type(module).__name__ == CONV1D
+    }
+
+
+def stored_layers(model: nn.Module) -> dict[str, nn.Module]:
     """All whose bytes count."""
-    return {**costly_layers(model), **tables(model)}
+    return {**costly_layers(model), **tables(model), **other_matrices(model)}
 
 
-def layer_state(layer: Layer | Factored | nn.Embedding) -> LayerState:
-    """Widths of `layer`, in float, and the form of a chain; of a table its rows and columns."""
+def layer_state(layer: nn.Module) -> LayerState:
+    """Widths of `layer`, in float, and the form of a chain; of a table its rows and columns.
+
+    Of `other_matrices` the entries of the matrices, and of what else they have.
+    """
+    if not isinstance(layer, (_ConvNd, nn.Linear, Factored, nn.Embedding)):
+        own = list(layer.parameters(recurse=False))
+        entries = sum(parameter.numel() for parameter in own if parameter.dim() == 2)
+        return LayerState(entries, sum(parameter.numel() for parameter in own) - entries)
     if isinstance(layer, nn.Embedding):
         return LayerState(*layer.weight.shape)
     if isinstance(layer, Factored):
@@ -148,16 +168,16 @@ def resized_input(layer: Layer, shape: Shape, inputs: int) -> Shape:
     return (*shape[:axis], inputs, *shape[axis + 1 :])
 
 
-def weight_count(layer: Layer | nn.Embedding, state: LayerState) -> int:
+def weight_count(layer: nn.Module, state: LayerState) -> int:
     """Entries of the weight in that state, or of the weights of a chain together."""
+    if not isinstance(layer, (_ConvNd, nn.Linear, nn.Embedding)):
+        return state.inputs
     shape = _weight_shape(layer, state)
     ranks = _ranks(state, shape)
     return weight_entries(state.form, ranks, shape) if ranks else prod(shape)
 
 
-def size_cost(
-    layers: Mapping[str, Layer | nn.Embedding], *, stores_compact: bool = False
-) -> LayerCost:
+def size_cost(layers: Mapping[str, nn.Module], *, stores_compact: bool = False) -> LayerCost:
     """Bytes of a layer's weight at its bits, and of its bias in 32.
 
     Args:
@@ -169,7 +189,9 @@ def size_cost(
         if state.is_removed:
             return 0.0
         layer = layers[name]
-        bias = 0 if getattr(layer, "bias", None) is None else state.outputs
+        has_bias = isinstance(layer, (_ConvNd, nn.Linear)) and layer.bias is not None
+        is_other = not isinstance(layer, (_ConvNd, nn.Linear, nn.Embedding))
+        bias = state.outputs if has_bias or is_other else 0
         bits: float = state.bits
         if stores_compact and state.stored_bits is not None:
             bits = min(bits, state.stored_bits)
@@ -200,7 +222,7 @@ def macs_cost(
         return chain_macs(chain, shape) / chain_macs([whole], shape)
 
     def cost(name: str, state: LayerState) -> float:
-        if state.is_removed or not macs.get(name, 0):
+        if state.is_removed or name not in layers or not macs.get(name, 0):
             return 0.0
         weight = layers[name].weight
         whole = macs[name] * prod(_weight_shape(layers[name], state)) / weight.numel()

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.config import CustomCompression, QuantizationArgs
 from compressor.errors import ConfigError, suggest
 from compressor.quantization.affine import fits
-from compressor.quantization.plan import FORMATS
-from compressor.quantization.scheme import FLOAT16
+from compressor.quantization.graph import QuantizationGraph
+from compressor.quantization.kinds import Kind, reason_against
+from compressor.quantization.plan import FILE_FORMATS, find_format
 from compressor.search.space import FLOAT_BITS
 
+
+@dataclass(frozen=True)
+class Site:
+    """What may be quantized.
+
+    Attributes:
+        kind: of layer.
+        weights: that would be.
+        module: that owns them.
+    """
+
+    kind: Kind
+    weights: tuple[Tensor, ...]
+    module: nn.Module | None
+
+
 LayerFormats = Mapping[str, Sequence[str]]
-Runs = Callable[[nn.Module | None, str], bool]
+Sites = Mapping[str, Site]
+Runs = Callable[[Kind, nn.Module | None, str], bool]
 # What is worth trying, by what the run makes small; the first is what all layers get at first.
 # Weights of 4 bits and of 16 save bytes alone. Those of 16 lose next to nothing and take the time
 # of float: they are for layers that fewer bits hurt. Not tried are bfloat16, since float16 loses an
@@ -34,88 +53,117 @@ TABLES_BY_OPTIMIZATION = {
     "macs": (),
     "compression": ("weight_int8", "weight_int4", "weight_fp16"),
 }
+# Of LSTMs, whose time is not measured alone: they are quantized where bytes decide.
+LSTMS_BY_OPTIMIZATION = {
+    "latency": (),
+    "quantization": ("dynamic_int8",),
+    "macs": (),
+    "compression": ("dynamic_int8", "weight_fp16"),
+}
 
 
-def _is_in_files(_: nn.Module | None, form: str) -> bool:
-    return form in FORMATS
+def sites(graph: QuantizationGraph, model: nn.Module) -> dict[str, Site]:
+    """All that can be quantized, in the order in which it runs; then embeddings.
+
+    Args:
+        graph: of the model.
+        model: whose modules are asked for.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    paths: dict[str, list[str]] = {name: [] for name in graph.kinds}
+    for product in graph.products:
+        paths[product.layer].append(product.weight)
+    for recurrence in graph.recurrences:
+        paths[recurrence.layer] += recurrence.weights
+    for table in graph.tables:
+        paths[table.layer].append(table.weight)
+    return {
+        name: Site(kind, tuple(graph.tensor(path) for path in paths[name]), modules.get(name))
+        for name, kind in graph.kinds.items()
+    }
+
+
+def is_in_files(kind: Kind, _: nn.Module | None, form: str) -> bool:
+    """Whether a file for ONNX Runtime has such a layer in a format."""
+    return form in FILE_FORMATS and reason_against(kind, find_format(form)) is None
 
 
 def possible_formats(
-    layers: Sequence[str], model: nn.Module, optimization: str, runs: Runs = _is_in_files
+    sites: Sites, optimization: str, runs: Runs = is_in_files
 ) -> dict[str, tuple[str, ...]]:
-    """The formats that are tried, for each of `layers`, in their order.
+    """The formats that are tried, for each of `sites`, in their order.
 
     Args:
-        layers: with a product by a constant weight, in the order in which they run; and embeddings.
-        model: that they belong to.
+        sites: as of `sites`.
         optimization: what the run makes small.
         runs: whether the target takes a layer in a format.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
     found = {
         name: tuple(
-            form
-            for form in _worth_trying(modules.get(name), optimization)
-            if _has_kernel(modules.get(name), form) and runs(modules.get(name), form)
+            form for form in _worth_trying(site, optimization) if _is_possible(site, form, runs)
         )
-        for name in layers
+        for name, site in sites.items()
     }
     return {name: formats for name, formats in found.items() if formats}
 
 
 def allowed_formats(
     layers: LayerFormats,
+    sites: Sites,
     model: nn.Module,
     custom: CustomCompression | None,
-    runs: Runs = _is_in_files,
+    runs: Runs = is_in_files,
 ) -> dict[str, tuple[str, ...]]:
     """Those of `layers` that the configuration does not keep in float, in the same order.
 
     Args:
         layers: the formats that are possible for each, in the order in which they run.
+        sites: as of `sites`; a layer that is named may be of them alone.
         model: that they belong to.
         custom: None allows all.
         runs: whether the target takes a layer in a format.
 
     Raises:
-        ConfigError: if a layer that is named does not exist, or has no format of the bits that are
-            asked for.
+        ConfigError: if a layer that is named or numbered does not exist, or has no format of the
+            bits that are asked for.
     """
     known = {name: tuple(formats) for name, formats in layers.items()}
     if custom is None:
         return known
     if custom.layers:
-        return _named_layers(known, model, custom, runs)
+        return _named_layers(sites, model, custom, runs)
     args = custom.quantization_args
     if args is None:
         return known
-    modules = dict(model.named_modules(remove_duplicate=False))
-    layers_alone = [name for name in known if not isinstance(modules[name], nn.Embedding)]
+    missing = [position for position in args.skip_layers or () if position not in range(len(known))]
+    if missing:
+        raise ConfigError(
+            f"skip_layers={list(args.skip_layers or ())} has {missing[0]}, and {len(known)} layers "
+            f"can be quantized. Write positions from 0 to {len(known) - 1}."
+        )
+    layers_alone = [name for name in known if sites[name].kind != "table"]
     first = round(args.skip_layers_ratio * len(layers_alone))
     skipped = set(range(first)) | set(args.skip_layers or ())
     return {
         name: formats
         for position, (name, formats) in enumerate(known.items())
-        if position not in skipped and _is_allowed(modules[name], args)
+        if position not in skipped and _is_allowed(sites[name].module, args)
     }
 
 
-def _worth_trying(layer: nn.Module | None, optimization: str) -> tuple[str, ...]:
-    is_table = isinstance(layer, nn.Embedding)
-    return (TABLES_BY_OPTIMIZATION if is_table else BY_OPTIMIZATION)[optimization]
+def _worth_trying(site: Site, optimization: str) -> tuple[str, ...]:
+    by_kind = {"table": TABLES_BY_OPTIMIZATION, "lstm": LSTMS_BY_OPTIMIZATION}
+    return by_kind.get(site.kind, BY_OPTIMIZATION)[optimization]
 
 
-def _has_kernel(layer: nn.Module | None, form: str) -> bool:
-    """Whether the runtime has a product of such a layer in that format, with its weight."""
-    if form == "weight_fp16":
-        return isinstance(layer, (_ConvNd, nn.Linear, nn.Embedding)) and fits(layer.weight, FLOAT16)
-    if isinstance(layer, nn.Embedding):
-        return form in {"weight_int8", "weight_int4"}
-    return form == "static_int8" or (isinstance(layer, nn.Linear) and form != "weight_bf16")
+def _is_possible(site: Site, form: str, runs: Runs) -> bool:
+    """Whether the runtime has such a layer in that format, and the format its weights."""
+    scheme = find_format(form).weight
+    return runs(site.kind, site.module, form) and all(fits(w, scheme) for w in site.weights)
 
 
 def _named_layers(
-    layers: Mapping[str, tuple[str, ...]],
+    sites: Sites,
     model: nn.Module,
     custom: CustomCompression,
     runs: Runs,
@@ -131,28 +179,30 @@ def _named_layers(
             )
         if wanted.precision == FLOAT_BITS:
             continue
-        if name not in layers:
+        if name not in sites:
             raise ConfigError(
                 f"custom_compression asks for {wanted.precision} bits in {name!r}, which the "
                 "target cannot quantize. Leave it out, or write precision 32."
             )
-        found[name] = _of_bits(name, known[name], wanted.precision, runs)
-    return {name: found[name] for name in layers if name in found}
+        found[name] = _of_bits(name, sites[name], wanted.precision, runs)
+    return {name: found[name] for name in sites if name in found}
 
 
-def _of_bits(name: str, layer: nn.Module, bits: int, runs: Runs) -> tuple[str, ...]:
-    possible = [form for form in FORMATS if _has_kernel(layer, form) and runs(layer, form)]
-    formats = tuple(form for form in possible if FORMATS[form].weight.bits == bits)
+def _of_bits(name: str, site: Site, bits: int, runs: Runs) -> tuple[str, ...]:
+    """Those of the bits that are worth trying; where none is, the first that is possible."""
+    possible = [form for form in FILE_FORMATS if _is_possible(site, form, runs)]
+    formats = [form for form in possible if FILE_FORMATS[form].weight.bits == bits]
     if not formats:
-        known = sorted({FORMATS[form].weight.bits for form in possible})
+        known = sorted({FILE_FORMATS[form].weight.bits for form in possible})
         raise ConfigError(
             f"custom_compression asks for {bits} bits in {name!r}. This layer has "
             f"{', '.join(map(str, known))} and 32 (float): write one of them."
         )
-    return formats
+    worth_it = [form for form in formats if form in _worth_trying(site, "compression")]
+    return tuple(worth_it or formats[:1])
 
 
-def _is_allowed(layer: nn.Module, args: QuantizationArgs) -> bool:
+def _is_allowed(layer: nn.Module | None, args: QuantizationArgs) -> bool:
     if not isinstance(layer, _ConvNd):
         return True
     is_pointwise = all(size == 1 for size in layer.kernel_size)

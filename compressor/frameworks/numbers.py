@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 from torch import nn
@@ -11,9 +11,10 @@ from compressor.config import Config
 from compressor.export.post_training import PostTraining
 from compressor.frameworks.deployment import Deployment
 from compressor.frameworks.latency_model import STATIC
-from compressor.frameworks.layer_costs import tables
-from compressor.frameworks.layer_formats import allowed_formats, possible_formats
+from compressor.frameworks.layer_costs import stored_layers
+from compressor.frameworks.layer_formats import allowed_formats, possible_formats, sites
 from compressor.interfaces.inputs import ModelInputs
+from compressor.quantization.plan import find_format
 from compressor.result import Choice
 
 
@@ -27,6 +28,7 @@ class Numbers:
         reference: nn.Module,
         inputs: ModelInputs,
         calibration: Iterable[ModelInputs],
+        lose: Callable[[str], None],
     ) -> None:
         """Do nothing yet.
 
@@ -36,12 +38,14 @@ class Numbers:
             reference: on any device.
             inputs: of one call, on the CPU.
             calibration: calls of the reference, on the CPU.
+            lose: told what cannot be done, and why.
         """
         self._config = config
         self._deployment = deployment
         self._reference = reference
         self._inputs = inputs
         self._calibration = calibration
+        self._lose = lose
 
     @cached_property
     def formats(self) -> Mapping[str, Sequence[str]]:
@@ -49,16 +53,30 @@ class Numbers:
         if not self._deployment.target.formats:
             return {}
         config, runs = self._config, self._deployment.target.runs
-        embeddings = tables(self._reference)
-        looked_up = [name for name in self._quantizer.tables if name in embeddings]
-        layers = [*self._quantizer.layers, *looked_up]
-        possible = possible_formats(layers, self._reference, config.optimization, runs)
-        return allowed_formats(possible, self._reference, config.custom_compression, runs)
+        counted = stored_layers(self._reference)  # of others nobody knows what it gains
+        found = sites(self._quantizer.graph, self._reference)
+        found = {
+            name: site
+            for name, site in found.items()
+            if name in counted or site.kind in {"convolution", "linear"}
+        }
+        possible = possible_formats(found, config.optimization, runs)
+        allowed = allowed_formats(possible, found, self._reference, config.custom_compression, runs)
+        if possible and not allowed:
+            self._lose(
+                f"None of the {len(possible)} layers that the target can quantize is quantized: "
+                f"custom_compression leaves all in float. {_option(config)}"
+            )
+        return allowed
 
     @property
     def static_layers(self) -> list[str]:
         """Layers that may run on integers whose ranges are fixed."""
-        return [name for name, formats in self.formats.items() if STATIC in formats]
+        return [
+            name
+            for name, formats in self.formats.items()
+            if any(find_format(form).activations == "static" for form in formats)
+        ]
 
     def simulate(self, choice: Choice) -> nn.Module:
         """The reference with one layer quantized, in torch."""
@@ -73,3 +91,14 @@ class Numbers:
     @cached_property
     def _quantizer(self) -> PostTraining:
         return self._deployment.quantizer(self._reference, self._inputs, self._calibration)
+
+
+def _option(config: Config) -> str:
+    """What to change of `custom_compression` where it leaves no layer."""
+    custom = config.custom_compression
+    args = None if custom is None else custom.quantization_args
+    if args is None:
+        return "Write a precision below 32 for one of its layers."
+    if args.skip_layers_ratio:
+        return f"It has skip_layers_ratio={args.skip_layers_ratio:g}: write a smaller one."
+    return "Write quantize_conv11=True or quantize_group=True, or fewer skip_layers."

@@ -30,7 +30,6 @@ from compressor.frameworks.layer_costs import (
     stated_change,
     stored_layers,
     structural_changes,
-    tables,
 )
 from compressor.frameworks.numbers import Numbers
 from compressor.frameworks.paired import evaluate_pairs
@@ -231,8 +230,8 @@ class TorchBench:
                 {layer.name: layer.macs for layer in counted.layers},
                 {layer.name: layer.input_shape for layer in counted.layers},
             )
-        timeless, cost = tables(self.reference).keys(), self._latency.cost
-        return lambda name, state: 0.0 if name in timeless else cost(name, state)
+        cost = self._latency.cost  # of LSTMs, attention and tables no time is measured alone
+        return lambda name, state: cost(name, state) if name in layers else 0.0
 
     def damage_of(self, choice: Choice) -> float:
         """Divergence of the outputs on the subset when `choice` alone is made."""
@@ -352,15 +351,22 @@ class TorchBench:
         )
 
     def _agreement(self, deployed: Deployed, split: str) -> Agreement | None:
-        """Of a quantized classifier, on the first samples of `split`; no label is looked at."""
-        if deployed.simulate is None or self.config.task_type != "classification":
+        """Of a quantized file that names classes, on the first samples of `split`, unlabelled."""
+        kind = self.config.task_type
+        if deployed.simulate is None or kind not in {"classification", "segmentation"}:
             return None
         judged = draw_subset(
             self.data[split],
             lambda batch: self.task.inputs(self.reference, batch),
             self.config.seed,
         )
-        return agreement(deployed.module, deployed.simulate(), self.reference, judged.inputs)
+        return agreement(
+            deployed.module,
+            deployed.simulate(),
+            self.reference,
+            judged.inputs,
+            has_positions=kind == "segmentation",
+        )
 
     def runtime_model(self, artifacts: Mapping[str, Path]) -> nn.Module:
         """The deployed file, called like the model."""
@@ -468,7 +474,12 @@ class TorchBench:
     def _numbers(self) -> Numbers:
         """The reference in few bits."""
         return Numbers(
-            self.config, self._deployment, self.reference, self.example, self.subset.inputs
+            self.config,
+            self._deployment,
+            self.reference,
+            self.example,
+            self.subset.inputs,
+            self._lose,
         )
 
     @property

@@ -67,10 +67,18 @@ class ModelInputs:
 
         A list of images (C, H, W), as torchvision's detectors take, is a batch of its length.
         """
-        images = _image_list(self.args)
-        if images is not None:
-            return len(images)
+        if self.image_count is not None:
+            return self.image_count
         return next((len(tensor) for tensor in self.tensors() if tensor.dim()), 1)
+
+    @property
+    def image_count(self) -> int | None:
+        """How many images (C, H, W) it has in a list; None if it is no such call.
+
+        A graph that was traced with a list takes as many: there is no dimension of the batch.
+        """
+        images = _image_list(self.args)
+        return None if images is None else len(images)
 
     def with_batch(self, size: int) -> ModelInputs:
         """`size` samples: the first ones, or all of them repeated.
@@ -94,8 +102,11 @@ class ModelInputs:
     def part(self, start: int, size: int) -> ModelInputs:
         """The samples from `start` on, `size` of them or as many as there are.
 
-        Tensors whose dimension 0 is not the batch stay as they are.
+        Tensors whose dimension 0 is not the batch stay as they are. A list of images is one part:
+        a graph takes all of them.
         """
+        if self.image_count is not None:
+            return self
         whole = self.batch_size
         return self.map(
             lambda tensor: (
@@ -105,7 +116,7 @@ class ModelInputs:
 
     def parts(self, size: int) -> Iterator[ModelInputs]:
         """All samples in order, `size` at a time."""
-        for start in range(0, self.batch_size, size):
+        for start in range(0, 1 if self.image_count else self.batch_size, size):
             yield self.part(start, size)
 
 

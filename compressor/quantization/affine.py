@@ -19,6 +19,8 @@ from torch import Tensor
 from compressor.quantization.scheme import Scheme, torch_dtype
 
 TINY = torch.finfo(torch.float32).tiny
+# of a row that is all zeros: kernels that sum in floats write noise of so many steps in place of 0
+EMPTY = 2.0**-40
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
@@ -65,7 +67,8 @@ def parameters_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tens
     A range that begins at 0, after a ReLU, has the least integer as its zero point and ends within
     it, so that a runtime may leave the ReLU or the Clip before it out.
 
-    Floats of 16 bits have 1 and 0.
+    A tensor of zeros has the scale 1, and a part of one with a scale of its own `EMPTY`. Floats of
+    16 bits have 1 and 0.
 
     Args:
         low: least values, () or (size,) or (size, blocks).
@@ -81,17 +84,18 @@ def parameters_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tens
     """
     if scheme.float_type is not None:
         return torch.ones_like(low, dtype=torch.float32), torch.zeros_like(low, dtype=torch.int32)
+    empty = 1.0 if scheme.axis is None else EMPTY
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     if scheme.symmetric:
         scale = (torch.maximum(-low, high) / (scheme.qmax - scheme.middle)).float()
-        scale = torch.where(scale < TINY, 1.0, scale)
+        scale = torch.where(scale < TINY, empty, scale)
         return scale, torch.full_like(scale, scheme.middle, dtype=torch.int32)
     levels = scheme.qmax - scheme.qmin
     scale = ((high - low) / levels).float()
     too_long = (low == 0) & (scale.double() * levels > high)
     scale = torch.where(too_long, torch.nextafter(scale, torch.zeros_like(scale)), scale)
     is_empty = scale < TINY  # nothing but zeros, or denormal: no scale says it
-    scale = torch.where(is_empty, 1.0, scale)
+    scale = torch.where(is_empty, empty, scale)
     zero_point = (scheme.qmin - low / scale.double()).round().clamp(scheme.qmin, scheme.qmax)
     zero_point = torch.where(is_empty, float(scheme.qmin), zero_point)
     return scale, zero_point.to(torch.int32)

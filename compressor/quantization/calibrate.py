@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from compressor.errors import CompressorError, DataError, ModelError, first_line
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.graph import QuantizationGraph
+from compressor.quantization.graph_state import add_child
 from compressor.quantization.model import copy_graph
 from compressor.quantization.observers import OBSERVERS, Method, Observer
 from compressor.quantization.scheme import ACTIVATION, Scheme
@@ -92,12 +93,12 @@ def _observed(
     module, _ = copy_graph(graph.module)
     observers: dict[str, Observer] = {}
     taps = nn.Module()
-    module.add_module("taps", taps)
+    path = add_child(module, "taps", taps)
     for node in list(module.graph.nodes):
         if node.name in values:
             observers[node.name] = OBSERVERS[method]()
-            taps.add_module(node.name, _Tap(node.name, observers[node.name]))
+            name = add_child(taps, node.name, _Tap(node.name, observers[node.name]))
             with module.graph.inserting_after(node):
-                module.graph.call_module(f"taps.{node.name}", (node,))
+                module.graph.call_module(f"{path}.{name}", (node,))
     module.recompile()
     return module, observers

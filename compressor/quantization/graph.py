@@ -21,7 +21,8 @@ from torch.export import ExportedProgram
 
 from compressor.errors import ModelError, suggest
 from compressor.quantization.decompositions import DECOMPOSITIONS
-from compressor.quantization.graph_state import graph_module, graph_state
+from compressor.quantization.graph_state import check_names, graph_module, graph_state
+from compressor.quantization.kinds import Kind
 from compressor.quantization.norms import fold_norms
 from compressor.quantization.operations import (
     BINARY,
@@ -86,7 +87,11 @@ class QuantizationGraph:
         """Read `program`: of a model in evaluation mode, its batch norms folded where they can be.
 
         Those that are left are folded here: the parameters of these layers are not the model's.
+
+        Raises:
+            ModelError: if a module is called as what torch's graphs have, "graph" or "code".
         """
+        check_names([*program.state_dict, *program.constants])
         with quiet_lstm():
             functional = program.run_decompositions(dict(DECOMPOSITIONS))
         options = inspect.signature(functional.module).parameters
@@ -148,6 +153,18 @@ class QuantizationGraph:
         """Names of all that can be quantized: layers, then LSTMs, then embeddings."""
         tables = (table.layer for table in self.tables)
         return list(dict.fromkeys([*self.layers, *self.recurrent_layers, *tables]))
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What each site is, in the order in which they first run; then embeddings."""
+        names = {product.node: product.layer for product in self.products}
+        names |= {recurrence.node: recurrence.layer for recurrence in self.recurrences}
+        kinds: dict[str, Kind] = {table.layer: "table" for table in self.tables}
+        kinds.update({recurrence.layer: "lstm" for recurrence in self.recurrences})
+        kinds.update({product.layer: "linear" for product in self.products})
+        kinds.update({item.layer: "convolution" for item in self.products if item.is_convolution})
+        order = dict.fromkeys(names[node] for node in self.nodes if node in names)
+        return {name: kinds[name] for name in [*order, *kinds]}
 
     @cached_property
     def names(self) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ way traces the code anew, after which the names of values are others than in a p
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
+
+from compressor.errors import ModelError
 
 CONSTANTS = "rounded"
 MODULES = "nn_module_stack"
@@ -120,10 +123,45 @@ def graph_module(state: GraphState) -> fx.GraphModule:
     return module
 
 
+def check_names(paths: Iterable[str]) -> None:
+    """Refuse parameters and buffers whose first module a graph of torch has another thing for.
+
+    Raises:
+        ModelError: names the module.
+    """
+    graph = fx.GraphModule(nn.Module(), fx.Graph())
+    for path in paths:
+        name = path.partition(".")[0]
+        if hasattr(graph, name):
+            raise ModelError(
+                f"The model's {path!r} is inside {name!r}, and a graph of torch has an attribute "
+                "of that name. Give the module another name."
+            )
+
+
+def add_child(parent: nn.Module, name: str, child: nn.Module) -> str:
+    """Add `child` under `name`, or with a number behind it where that is taken, in place.
+
+    The children and parameters of a graph have the names that the user gave them.
+
+    Returns:
+        The name that it has.
+
+    >>> add_child(nn.Sequential(nn.ReLU()), "0", nn.ReLU())
+    '0_1'
+    """
+    free, number = name, 0
+    while hasattr(parent, free):
+        number += 1
+        free = f"{name}_{number}"
+    parent.add_module(free, child)
+    return free
+
+
 def compute_constants(module: fx.GraphModule) -> None:
     """Replace what modules make of parameters and buffers by what it is now, in place."""
     holder = nn.Module()
-    module.add_module(CONSTANTS, holder)
+    path = add_child(module, CONSTANTS, holder)
     for node in list(module.graph.nodes):
         read = node.all_input_nodes
         if node.op != "call_module" or len(read) != 1 or read[0].op != "get_attr":
@@ -132,7 +170,7 @@ def compute_constants(module: fx.GraphModule) -> None:
             value = module.get_submodule(str(node.target))(attrgetter(str(read[0].target))(module))
         holder.register_buffer(node.name, value)
         with module.graph.inserting_before(node):
-            constant = module.graph.get_attr(f"{CONSTANTS}.{node.name}")
+            constant = module.graph.get_attr(f"{path}.{node.name}")
         node.replace_all_uses_with(constant)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()

@@ -14,6 +14,7 @@ from compressor.quantization.affine import fake_quantize, parameters_of_range
 from compressor.quantization.dynamic import DynamicLSTM, DynamicQuantizer
 from compressor.quantization.graph import Product, QuantizationGraph
 from compressor.quantization.graph_state import (
+    add_child,
     compute_constants,
     graph_module,
     graph_state,
@@ -235,9 +236,8 @@ class _Builder:
         self._plan = plan
         self._module, self._copied = copy_graph(graph.module)
         self._names: dict[tuple[str, str], str] = {}
-        holder = nn.Module()
-        self._module.add_module(QUANTIZERS, holder)
-        self._holder = holder
+        self._holder = nn.Module()
+        self._path = add_child(self._module, QUANTIZERS, self._holder)
 
     def build(self) -> fx.GraphModule:
         placement = place_static(self._source, self._plan.formats, self._plan.runtime)
@@ -329,10 +329,7 @@ class _Builder:
         return self._names[kind, key]
 
     def _add(self, name: str, module: nn.Module) -> str:
-        if name in self._holder._modules:
-            name = f"{name}_{len(self._holder._modules)}"
-        self._holder.add_module(name, module)
-        return f"{QUANTIZERS}.{name}"
+        return f"{self._path}.{add_child(self._holder, name, module)}"
 
 
 def copy_graph(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:

@@ -6,7 +6,7 @@ simulation in torch and the exported file are both made of it, so they agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -16,10 +16,16 @@ from torch import Tensor
 from compressor.errors import ConfigError, suggest
 from compressor.quantization.affine import parameters_of_range
 from compressor.quantization.graph import Product, QuantizationGraph
+from compressor.quantization.kinds import LABELS, reason_against
 from compressor.quantization.placement import Placement, Runtime, place
-from compressor.quantization.recurrent import reason_against
-from compressor.quantization.scheme import ACTIVATION, BFLOAT16, FLOAT16, WEIGHT, Scheme
-from compressor.quantization.tables import reason_against_table
+from compressor.quantization.scheme import (
+    ACTIVATION,
+    BFLOAT16,
+    FLOAT16,
+    MIN_BITS,
+    WEIGHT,
+    Scheme,
+)
 from compressor.quantization.weights import check_weight, fitting_bias, weight_parameters
 
 Activations = Literal["static", "dynamic", "float"]
@@ -57,6 +63,11 @@ class LayerFormat:
             raise ConfigError(
                 f"weight={self.weight!r} is no Scheme. Write WEIGHT.with_bits(4), or the name of a "
                 "format in place of a LayerFormat."
+            )
+        if self.weight.is_float:
+            raise ConfigError(
+                "weight has 32 bits, which is float, and no format. Write 8, or leave the layer "
+                "out: name it in `ignored`."
             )
         if self.weight.axis not in {None, 0}:
             raise ConfigError(
@@ -99,6 +110,11 @@ FORMATS: Mapping[str, LayerFormat] = {
     "weight_fp16": WEIGHT_FP16,
     "weight_bf16": WEIGHT_BF16,
 }
+# of 8 bits where it is computed on integers
+FEW_BIT_FORMATS: Mapping[str, LayerFormat] = {
+    f"w{bits}a8": LayerFormat(WEIGHT.with_bits(bits)) for bits in range(MIN_BITS, WEIGHT.bits)
+}
+FILE_FORMATS: Mapping[str, LayerFormat] = {**FORMATS, **FEW_BIT_FORMATS}
 # of torch alone: no file has them
 FP8_FORMATS: Mapping[str, LayerFormat] = {
     "dynamic_fp8": LayerFormat(activations="dynamic", is_fp8=True),
@@ -193,24 +209,10 @@ def find_format(name: str) -> LayerFormat:
     Raises:
         ConfigError: if there is none; the message has the nearest name and all of them.
     """
-    known = {**FORMATS, **FP8_FORMATS}
+    known = {**FILE_FORMATS, **FP8_FORMATS}
     if name not in known:
         raise ConfigError(f"There is no format {name!r}. {suggest(name, known)}")
     return known[name]
-
-
-def check_fits_file(formats: Iterable[LayerFormat]) -> None:
-    """Refuse formats that neither a file nor a simulation of it has.
-
-    Raises:
-        ConfigError: for floats of eight bits.
-    """
-    if any(form.is_fp8 for form in formats):
-        raise ConfigError(
-            "Floats of eight bits are computed by torch.compile on a GPU, and no ONNX file has "
-            "them. Write format='dynamic_int8', or run the engine with target={'runtime': "
-            "'inductor', 'device': 'cuda'}."
-        )
 
 
 def make_plan(
@@ -233,10 +235,10 @@ def make_plan(
         runtime: that the quantizers are placed for.
 
     Raises:
-        ConfigError: if a format is of torch alone.
+        ConfigError: if a layer cannot have its format; see `kinds`.
         ModelError: if there is no such layer, or a weight is not finite or too large for its type.
     """
-    check_fits_file(formats.values())
+    _check_kinds(graph, formats, runtime)
     placement = place_static(graph, formats, runtime)
     activations = {
         node.name: TensorPlan(activation, *parameters_of_range(*ranges[node.name], activation))
@@ -245,8 +247,6 @@ def make_plan(
     weights: dict[str, TensorPlan] = {}
     for product in graph.products_of(formats):
         form = formats[product.layer]
-        if form.weight.is_float:
-            continue
         check_weight(product.weight, graph.tensor(product.weight), form.weight)
         known, given = weights.get(product.weight), (fixed or {}).get(product.weight)
         if known is None and given is not None and given.scheme == form.weight:
@@ -259,24 +259,25 @@ def make_plan(
         weights[product.weight] = TensorPlan(form.weight, scale, zero_point)
     for recurrence in graph.recurrences_of(formats):
         form = formats[recurrence.layer]
-        reason = reason_against(form)
-        if reason is not None:
-            raise ConfigError(f"The LSTM {recurrence.layer!r} cannot have this format. {reason}")
-        for path in () if form.weight.is_float else recurrence.weights:
+        for path in recurrence.weights:
             check_weight(path, graph.tensor(path), form.weight)
             numbers = known_or_new(weights.get(path), graph.tensor(path), form.weight)
             weights[path] = TensorPlan(form.weight, *numbers)
     for table in graph.tables_of(formats):
         form, path = formats[table.layer], table.weight
-        if path in weights or form.weight.is_float:
+        if path in weights:
             continue  # it has what the layer has that it is the weight of
-        reason = reason_against_table(form)
-        if reason is not None:
-            raise ConfigError(f"The embedding {table.layer!r} cannot have this format. {reason}")
         check_weight(path, graph.tensor(path), form.weight)
         numbers = weight_parameters(graph.tensor(path), form.weight)
         weights[path] = TensorPlan(form.weight, *numbers)
     return QuantizationPlan(dict(formats), weights, activations, runtime)
+
+
+def _check_kinds(graph: QuantizationGraph, formats: Formats, runtime: Runtime) -> None:
+    for name, kind in graph.kinds.items():
+        reason = reason_against(kind, formats[name], runtime) if name in formats else None
+        if reason is not None:
+            raise ConfigError(f"The {LABELS[kind]} {name!r} cannot have this format. {reason}")
 
 
 def place_static(

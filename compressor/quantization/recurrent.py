@@ -5,16 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import fx
 
 from compressor.quantization.operations import LSTM
-from compressor.quantization.scheme import WEIGHT
-
-if TYPE_CHECKING:
-    from compressor.quantization.plan import LayerFormat
 
 aten: Any = torch.ops.aten
 
@@ -54,28 +50,6 @@ def matrix_positions(node: fx.Node) -> list[int]:
     """Where in its list of weights an LSTM has matrices, and no biases."""
     factors, has_biases = cast(Sequence[fx.Node], node.args[2]), node.args[3]
     return [i for i in range(len(factors)) if not has_biases or i % 4 < 2]
-
-
-def reason_against(form: LayerFormat) -> str | None:
-    """Why an LSTM cannot have the format; None if it can."""
-    if form.activations == "static":
-        return (
-            "ONNX Runtime has no LSTM of integers whose ranges are fixed. Write dynamic_int8, or "
-            "weight_int8."
-        )
-    if not form.weight.has_integers:
-        return None
-    if form.weight.bits != WEIGHT.bits or form.weight.block:
-        return (
-            "Integer weights of an LSTM are stored in 8 bits, with a scale for each row. Write "
-            "dynamic_int8, or weight_int8."
-        )
-    if form.activations == "dynamic" and not (form.weight.signed and form.weight.symmetric):
-        return (
-            "The weights of ONNX Runtime's LSTM of integers are int8 with zero point 0. Write "
-            "dynamic_int8."
-        )
-    return None
 
 
 def unroll(graph: fx.Graph, node: fx.Node, layer: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.errors import MetricError
+from compressor.errors import DataError, MetricError, ModelError
 from compressor.files import write_text
 from compressor.interfaces.divergence import divergence
 from compressor.interfaces.inputs import ModelInputs, device_of, output_tensors, tensor_bytes
@@ -56,6 +56,7 @@ def quantizer_sensitivity(
         infinite if an output is not finite. Biases, of 32 bits, are not rounded.
 
     Raises:
+        ModelError: if the model is not quantized.
         DataError: if there is no sample.
 
     >>> from compressor.export.quantize import quantize
@@ -64,7 +65,10 @@ def quantizer_sensitivity(
     >>> list(quantizer_sensitivity(quantize(net, batches).module, batches))
     [('a', 'input_1'), ('w', '0.weight'), ('a', 'relu'), ('w', '2.weight')]
     """
+    _check_quantized(model)
     calls = [ModelInputs.of(batch).to(device_of(model)) for batch in inputs]
+    if not calls:
+        raise DataError("There is no sample to measure damages on. Give one batch at least.")
     path = None if folder is None else Path(folder) / CACHE
     known: dict[str, dict[str, float]] = {}
     key = ""
@@ -93,8 +97,10 @@ def metric_sensitivity(
         evaluate: the metric of a module that is called like the model; larger is better.
 
     Raises:
+        ModelError: if the model is not quantized.
         MetricError: if the metric is not a finite number.
     """
+    _check_quantized(model)
     with only(model, []):
         reference = check_metric(evaluate(model))
     drops = {}
@@ -157,6 +163,14 @@ def check_metric(value: float) -> float:
             "larger for a better model; of a loss, its negative."
         )
     return number
+
+
+def _check_quantized(model: object) -> None:
+    if not isinstance(model, QuantizedModel):
+        raise ModelError(
+            f"`model` is of type {type(model).__name__}, not a QuantizedModel. Give `module` of "
+            "what compressor.quantize returns."
+        )
 
 
 def _measure(

@@ -74,10 +74,3 @@ def table_format(form: LayerFormat) -> LayerFormat:
     """
     has_eight = form.weight.has_integers and form.weight.bits > PACKED_BITS
     return replace(form, weight=WEIGHT if has_eight else form.weight, activations="float")
-
-
-def reason_against_table(form: LayerFormat) -> str | None:
-    """Why a table cannot have the format; None if it can."""
-    if form.activations == "float":
-        return None
-    return "Its rows are looked up, and not multiplied by integers. Write weight_int8."

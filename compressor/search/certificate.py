@@ -9,6 +9,8 @@ from compressor.result import Agreement, Certificate, Cost, Interval, Parity, Va
 from compressor.search.interval import Paired, drop_interval
 from compressor.search.search import Goal
 
+SLOWER_RATIO = 0.97  # of latencies; what is nearer to 1 is the noise of timing
+
 
 class Judged(Protocol):
     """Metrics and cost of a deployed model."""
@@ -79,7 +81,21 @@ def make_certificate(
         target=dict(target),
         looks=looks,
         split=split,
-        notes=(*notes, *filter(None, [why_not])),
+        notes=(*notes, *filter(None, [why_not, _slower(goal, before, after)])),
+    )
+
+
+def _slower(goal: Goal, before: Cost, after: Cost) -> str:
+    """That the file costs time, and the way out; "" if it does not."""
+    ratio = before.latency_ms / after.latency_ms
+    if ratio >= SLOWER_RATIO:
+        return ""
+    is_timed = goal.resource == "latency_ms"
+    other = "" if is_timed else "Write optimization='latency', which takes what saves time; or l"
+    return (
+        f"The file is slower than the reference: {after.latency_ms:.3g} ms where that takes "
+        f"{before.latency_ms:.3g} ms, latency_ratio={ratio:.2f}. {other or 'L'}eave layers in "
+        "float that have no faster kernel of integers, with precision 32 in `custom_compression`."
     )
 
 

@@ -18,6 +18,7 @@ from compressor.export.post_training import PostTraining
 from compressor.interfaces.device import Device
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, Timing, interleave
+from compressor.quantization.kinds import Kind, reason_against
 from compressor.quantization.plan import Formats, LayerFormat, QuantizationPlan, find_format
 from compressor.structure.factored import Factored, chain_shapes
 from compressor.targets.layer_latencies import LayerLatencies
@@ -119,10 +120,10 @@ class Target(ABC):
         """Those that it computes, by the names that `find_format` knows."""
         return frozenset()
 
-    def runs(self, layer: nn.Module | None, form: str) -> bool:
+    def runs(self, kind: Kind, layer: nn.Module | None, form: str) -> bool:
         """Whether it takes `layer`, or a weight that is no layer's, in that format."""
         del layer
-        return form in self.formats
+        return form in self.formats and reason_against(kind, find_format(form), self.name) is None
 
     def simulate(self, quantizer: PostTraining, formats: Formats) -> nn.Module:
         """What the model of `quantizer` computes here with these layers quantized, in torch.

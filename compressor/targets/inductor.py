@@ -16,6 +16,7 @@ from compressor.errors import ExportError, first_line
 from compressor.export.post_training import PostTraining
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call, eager_call, interleave
+from compressor.quantization.kinds import Kind
 from compressor.quantization.plan import (
     FORMATS,
     FP8_FORMATS,
@@ -50,9 +51,9 @@ class InductorTarget(Target):
         """Those of torchao, if it is installed; floats of 8 bits on GPUs that multiply them."""
         return torchao_formats.formats_on(self.device)
 
-    def runs(self, layer: nn.Module | None, form: str) -> bool:
+    def runs(self, kind: Kind, layer: nn.Module | None, form: str) -> bool:
         """Whether it has a kernel for `layer` in that format."""
-        return form in self.formats and torchao_formats.is_possible(layer, self.device)
+        return super().runs(kind, layer, form) and torchao_formats.is_possible(layer, self.device)
 
     def format(self, name: str) -> LayerFormat:
         """The format of that name; with weights of 7 bits where sums of 8 saturate."""
@@ -152,7 +153,7 @@ class InductorTarget(Target):
 
     def _time_layer(self, layer: Layer, input_shape: tuple[int, ...], form: str) -> float:
         eager_ms = time_eager_layer(layer, input_shape, self.device, self.threads)
-        if not isinstance(layer, nn.Linear) or not form or not self.runs(layer, form):
+        if not isinstance(layer, nn.Linear) or not form or not self.runs("linear", layer, form):
             return eager_ms
         return eager_ms * self._share(layer, input_shape, form)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from compressor.export.corrections import correct, default_corrections
 from compressor.export.onnx import export_onnx
 from compressor.export.onnxruntime_model import OnnxRuntimeModel
 from compressor.export.post_training import PostTraining
@@ -19,7 +20,8 @@ from compressor.export.saturation import safe_format
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Call
 from compressor.quantization.plan import (
-    FORMATS,
+    FEW_BIT_FORMATS,
+    FILE_FORMATS,
     Formats,
     LayerFormat,
     QuantizationPlan,
@@ -45,13 +47,21 @@ class OnnxRuntimeTarget(Target):
         formats: Formats | QuantizationPlan | None = None,
         calibration: Iterable[ModelInputs] | None = None,
     ) -> Deployed:
-        """Write `model_float.onnx` and, if layers are quantized, `model_int8.onnx`."""
+        """Write `model_float.onnx` and, if layers are quantized, `model_int8.onnx`.
+
+        Weights of less than 8 bits are corrected by the calibration, unless a plan has them.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         path = float_path = export_onnx(model, inputs, folder / "model_float.onnx")
         simulate = None
         if formats is not None and (isinstance(formats, QuantizationPlan) or formats):
             quantizer = PostTraining(model, inputs, calibration)
-            plan = formats if isinstance(formats, QuantizationPlan) else quantizer.plan(formats)
+            if isinstance(formats, QuantizationPlan):
+                plan = formats
+            else:
+                if calibration is not None:
+                    correct(quantizer, formats, default_corrections(formats))
+                plan = quantizer.plan(formats)
             path = quantizer.write(folder / "model_int8.onnx", plan)
             simulate = partial(quantizer.simulate, plan)
         return Deployed(
@@ -64,7 +74,7 @@ class OnnxRuntimeTarget(Target):
     @property
     def formats(self) -> frozenset[str]:
         """All that a file can have."""
-        return frozenset(FORMATS)
+        return frozenset(FILE_FORMATS)
 
     def format(self, name: str) -> LayerFormat:
         """The format of that name; with weights of 7 bits where sums of 8 saturate."""
@@ -73,10 +83,13 @@ class OnnxRuntimeTarget(Target):
     def layer_latency_ms(
         self, layer: nn.Module, input_shape: Sequence[int], form: str = ""
     ) -> float:
-        """As `Target.layer_latency_ms`; what is float once the file is loaded takes its time.
+        """As `Target.layer_latency_ms`; what is wider once the file is loaded takes its time.
 
-        Such weights are those of 16 bits, and those of convolutions in `weight_int8`.
+        Weights of 16 bits are float then, and those of convolutions in `weight_int8`; fewer than 8
+        bits that meet integers are int8.
         """
+        if form in FEW_BIT_FORMATS:
+            form = "static_int8"
         is_widened = form in {"weight_fp16", "weight_bf16"}
         is_widened |= form == "weight_int8" and isinstance(layer, _ConvNd)
         return super().layer_latency_ms(layer, input_shape, "" if is_widened else form)

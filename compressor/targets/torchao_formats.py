@@ -56,10 +56,16 @@ def formats_on(device: torch.device) -> frozenset[str]:
 
 
 def is_possible(layer: nn.Module | None, device: torch.device) -> bool:
-    """Whether there are kernels for `layer`: it is linear, and on CUDA of even widths."""
-    if not isinstance(layer, nn.Linear):
+    """Whether there are kernels for `layer`: it is linear, and on CUDA of even widths.
+
+    An `nn.MultiheadAttention` stands for its projections; see `quantize_linear`.
+    """
+    if type(layer) is nn.MultiheadAttention and is_replaceable(layer):
+        widths: tuple[int, ...] = (layer.embed_dim, layer.kdim or 0, layer.vdim or 0)
+    elif isinstance(layer, nn.Linear):
+        widths = (layer.in_features, layer.out_features)
+    else:
         return False
-    widths = (layer.in_features, layer.out_features)
     return device.type != "cuda" or all(width % CUDA_MULTIPLE == 0 for width in widths)
 
 

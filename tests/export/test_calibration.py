@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor.errors import DataError, ModelError
-from compressor.export.calibration import check_float32, read_calibration
+from compressor.export.calibration import check_model, read_calibration
+from compressor.export.onnxruntime_model import OnnxRuntimeModel
 from compressor.export.quantize import quantize
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.zeros(16, dtype=torch.int64)
+
+
+class Detector(nn.Module):
+    """Takes a list of images, as torchvision's detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return self.body(torch.stack(images)).mean((2, 3))
 
 
 class Masked(nn.Module):
@@ -89,8 +102,8 @@ def test_a_model_of_another_type_is_an_error_with_that_type(
 
 
 def test_a_model_with_one_part_of_another_type_is_not_refused() -> None:
-    check_float32(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()))
-    check_float32(nn.ReLU())
+    check_model(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()))
+    check_model(nn.ReLU())
 
 
 def test_the_first_batch_of_an_iterator_is_given_again() -> None:
@@ -99,3 +112,23 @@ def test_the_first_batch_of_an_iterator_is_given_again() -> None:
     assert some.batch_size == 2
     assert torch.cat([inputs.args[0] for inputs in batches]).equal(IMAGES)
     assert model.training, "as it was"
+
+
+@pytest.mark.parametrize("count", [1, 3])  # 3: as many as an image has channels
+def test_a_list_of_images_is_as_long_as_the_first_batch(count: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Detector()
+    batches = [list(IMAGES[i : i + count]) for i in (0, count)]
+    quantized = quantize(model, [(batch,) for batch in batches], corrections=["bias"], samples=1)
+    highest = torch.cat([torch.stack(batch) for batch in batches]).max()
+    scheme = quantized.plan.activations[next(iter(quantized.plan.activations))]
+    top = (scheme.scheme.qmax - scheme.zero_point) * scheme.scale
+    torch.testing.assert_close(top, highest, rtol=0.01, atol=0)  # both batches were observed
+    file = OnnxRuntimeModel(quantized.save_onnx(tmp_path / "detector.onnx"))
+    with torch.no_grad():
+        torch.testing.assert_close(file(batches[1]), quantized.module(batches[1]))
+
+
+def test_lists_of_images_of_two_lengths_are_an_error() -> None:
+    with pytest.raises(DataError, match="batch 2 is a list of 3 images, and the first has 1"):
+        quantize(Detector(), [(list(IMAGES[:1]),), (list(IMAGES[:3]),)])

@@ -137,6 +137,15 @@ def test_the_calibration_may_be_an_iterator_of_any_form_of_inputs(
         assert torch.equal(corrected.plan.activations[name].scale, tensor.scale)
 
 
+def test_the_plan_has_the_scales_of_the_module_as_they_are_now(net: nn.Module) -> None:
+    quantized = quantize(net, IMAGES.split(8))
+    before = quantized.plan.weights["head.weight"].scale
+    with torch.no_grad():  # as an optimizer that learns the steps
+        for quantizer in quantized.module.quantizers().values():
+            quantizer.step *= 2
+    assert torch.equal(quantized.plan.weights["head.weight"].scale, 2 * before)
+
+
 def test_layers_are_chosen_by_name_by_module_and_by_format(net: nn.Module) -> None:
     batches = IMAGES.split(8)
     assert list(quantize(net, batches, layers=["stem", "head"]).plan.formats) == ["stem.0", "head"]
@@ -173,6 +182,13 @@ def test_blocks_are_of_linear_layers(net: nn.Module) -> None:
         ({"layers": "head"}, "not a list"),
         ({"ignored": ["dept"]}, "Did you mean 'depth'"),
         ({"ignored": ["stem", "depth", "head"]}, "No layer is left"),
+        ({"evaluate": len, "delta": "1%"}, "delta='1%' is no drop.*0.01 is one percentage point"),
+        ({"evaluate": 0.9, "delta": 0.1}, "evaluate=0.9 is no function"),
+        ({"samples": 1.5}, "samples=1.5 is no number of samples"),
+        ({"samples": 0}, "samples=0 is no number of samples"),
+        ({"seconds": -1}, "seconds=-1 is no time"),
+        ({"seconds": "5 min"}, "seconds='5 min' is no time"),
+        ({"generator": 3}, r"generator=3 is no torch\.Generator"),
     ],
 )
 def test_what_cannot_be_meant_is_an_error(
@@ -180,6 +196,17 @@ def test_what_cannot_be_meant_is_an_error(
 ) -> None:
     with pytest.raises((ConfigError, ModelError), match=message):
         quantize(net, IMAGES.split(8), **options)
+
+
+def test_a_function_is_no_model() -> None:
+    function: Any = torch.relu
+    with pytest.raises(ModelError, match=r"builtin_function.*not a torch\.nn\.Module"):
+        quantize(function, IMAGES.split(8))
+
+
+def test_a_folder_is_no_file(static: Quantized, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a folder.*model\.onnx"):
+        static.save_onnx(tmp_path)
 
 
 def test_calibration_without_samples_is_an_error(net: nn.Module) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
@@ -39,7 +42,7 @@ def test_another_shape_is_an_error() -> None:
 class Scores(nn.Module):
     """Gives the rows of a table that its input names."""
 
-    def __init__(self, *rows: list[float]) -> None:
+    def __init__(self, *rows: Any) -> None:
         super().__init__()
         self.table = torch.tensor(rows).float()
 
@@ -57,6 +60,21 @@ def test_samples_of_which_the_file_names_another_class_are_counted() -> None:
     assert (found.simulation_differs_fraction, found.reference_differs_fraction) == (0.25, 0.5)
     assert found.samples == 4
     assert simulation.training, "as it was"
+
+
+def test_of_a_segmentation_the_positions_are_counted() -> None:
+    classes = torch.randint(5, (3, 2, 6, 4), generator=torch.Generator().manual_seed(0))
+    masks = F.one_hot(classes).movedim(-1, 2).float()  # three models', (2, K, 6, 4) each
+    models = [Scores(*mask.tolist()) for mask in masks]
+    batches = [ModelInputs((torch.tensor([row]),)) for row in (0, 1)]
+    found = agreement(*models, batches, has_positions=True)
+    assert found is not None
+    file, simulation, reference = classes
+    expected = [float((file != other).double().mean()) for other in (simulation, reference)]
+    actual = [found.simulation_differs_fraction, found.reference_differs_fraction]
+    assert actual == pytest.approx(expected)
+    assert found.samples == 2
+    assert agreement(*models, batches) is None, "whether rows or columns are classes is not known"
 
 
 def test_what_names_no_classes_has_no_agreement() -> None:

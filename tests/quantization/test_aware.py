@@ -391,7 +391,10 @@ def test_zeros_that_are_held_stay_zeros() -> None:
 
 
 def test_only_the_weight_is_trained_of_a_dynamic_layer() -> None:
-    trainer = make_trainer(make_aware(), model=make_model(DYNAMIC_INT8))
+    kinds = calibrated().graph.kinds
+    linear = [name for name, kind in kinds.items() if kind == "linear"]
+    model = calibrated().simulate(dict.fromkeys(linear, DYNAMIC_INT8))
+    trainer = make_trainer(make_aware(), model=copy.deepcopy(model))
     trainer.fit()
     assert not quantizers_of(trainer, "a")
     assert all(quantizer.growth.any() for quantizer in quantizers_of(trainer, "w"))

@@ -56,13 +56,13 @@ def quantizer_of(model: nn.Module) -> PostTraining:
 def rounded(
     quantizer: PostTraining,
     methods: Collection[Method],
-    form: LayerFormat = LOW,
+    form: LayerFormat | dict[str, LayerFormat] = LOW,
     parts: list[ModelInputs] = PARTS,
     **options: Any,
 ) -> RoundingReport:
     return round_weights(
         quantizer.graph,
-        quantizer.plan(dict.fromkeys(quantizer.layers, form)),
+        quantizer.plan(form if isinstance(form, dict) else dict.fromkeys(quantizer.layers, form)),
         copy.deepcopy(quantizer.graph.module),
         parts,
         methods,
@@ -133,8 +133,9 @@ def test_no_layer_is_farther_from_its_outputs_than_to_nearest(
 
 def test_gptq_chooses_the_scales_of_blocks_and_the_plan_has_them(net: nn.Module) -> None:
     quantizer = quantizer_of(net)
-    before = quantizer.plan(dict.fromkeys(quantizer.layers, BLOCKS)).weights["head.weight"]
-    after = rounded(quantizer, ["gptq"], BLOCKS).plan.weights["head.weight"]
+    formats = {"stem": LOW, "head": BLOCKS}
+    before = quantizer.plan(formats).weights["head.weight"]
+    after = rounded(quantizer, ["gptq"], formats).plan.weights["head.weight"]
     assert not torch.equal(before.scale, after.scale)
     weight = quantizer.graph.tensor("head.weight").detach()
     again = fake_quantize(weight, after.scale, after.zero_point, after.scheme)

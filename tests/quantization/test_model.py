@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compressor.export.post_training import PostTraining
 from compressor.export.qdq import export_quantized
 from compressor.interfaces.inputs import ModelInputs
+from compressor.quantization.kinds import reason_against
 from compressor.quantization.model import QuantizedModel
 from compressor.quantization.plan import DYNAMIC_INT8, STATIC_INT8, WEIGHT_INT4, LayerFormat
 
@@ -40,7 +41,8 @@ def simulated(form: LayerFormat) -> QuantizedModel:
     torch.manual_seed(0)
     inputs = ModelInputs((IMAGES,))
     quantizer = PostTraining(Net().eval(), inputs.with_batch(2), [inputs])
-    formats = {"twice": form} if form is DYNAMIC_INT8 else dict.fromkeys(quantizer.layers, form)
+    kinds = quantizer.graph.kinds
+    formats = {name: form for name in quantizer.layers if not reason_against(kinds[name], form)}
     return quantizer.simulate(formats).eval()
 
 

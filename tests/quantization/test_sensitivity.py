@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor.errors import DataError, MetricError
+from compressor.errors import DataError, MetricError, ModelError
 from compressor.export.post_training import PostTraining
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.model import DynamicQuantizer, QuantizedModel, Quantizer
@@ -276,3 +276,10 @@ def test_a_metric_that_is_no_finite_number_is_refused(model: QuantizedModel, val
 def test_without_samples_there_is_no_damage(model: QuantizedModel) -> None:
     with pytest.raises(DataError, match="sample"):
         quantizer_sensitivity(model, [])
+
+
+def test_a_model_in_float_has_no_quantizers_to_ask_about() -> None:
+    model: Any = Net().eval()
+    for ask in (quantizer_sensitivity, metric_sensitivity):
+        with pytest.raises(ModelError, match=r"of type Net.*`module`"):
+            ask(model, calls())

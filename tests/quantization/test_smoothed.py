@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import ConfigError, DataError
+from compressor.export.corrections import correct
 from compressor.export.post_training import PostTraining
 from compressor.export.qdq import export_quantized
 from compressor.interfaces.inputs import ModelInputs
@@ -158,6 +159,9 @@ def test_integers_are_not_made_floats_to_be_smoothed() -> None:
     for form, smoothed in ((STATIC_INT8, 0), (DYNAMIC_INT8, 1)):
         formats = {"4": form, "0": STATIC_INT8} if form is STATIC_INT8 else {"4": form}
         assert len(smooth_graph(quantizer.graph, formats, [images], alpha=0.5)) == smoothed
+    # TensorRT pools in float
+    other = PostTraining(model, images.with_batch(2), [images], runtime="tensorrt")
+    assert correct(other, {"4": STATIC_INT8, "0": STATIC_INT8}, ["smoothing"]).smoothed
 
 
 def test_the_searched_alpha_makes_the_quantized_model_better(block: nn.Module) -> None:

@@ -44,6 +44,36 @@ def test_within_delta_follows_the_direction_of_the_metric(
     assert certificate.params_ratio == 2.0
 
 
+@pytest.mark.parametrize(
+    ("after_ms", "resource", "said"),
+    [
+        (2.5, "size_bytes", ("latency_ratio=0.80", "optimization='latency'", "precision 32")),
+        (2.5, "latency_ms", ("latency_ratio=0.80", "Leave layers in float")),
+        (2.02, "size_bytes", ()),  # the noise of timing
+        (0.5, "size_bytes", ()),
+    ],
+)
+def test_a_file_that_is_slower_says_so_with_the_way_out(
+    after_ms: float, resource: str, said: tuple[str, ...]
+) -> None:
+    certificate = make_certificate(
+        replace(GOAL, resource=resource),
+        Cost(100, 1000, 4000, 2.0),
+        0.917,
+        Judged({"accuracy": 0.917}, Cost(100, 1000, 1000, after_ms)),
+        parity=None,
+        paired="",
+        target={},
+        looks=3,
+        split="test",
+        notes=(),
+    )
+    assert len(certificate.notes) == bool(said)
+    assert all(part in certificate.notes[0] for part in said)
+    offers_latency = any("optimization='latency'" in note for note in certificate.notes)
+    assert offers_latency is ("optimization='latency'" in said)
+
+
 def record(name: str, accuracy: float, latency_ms: float, macs: int = 100) -> VariantRecord:
     cost = Cost(1, macs, 1, latency_ms)
     return VariantRecord(name, Plan(), "done", {"accuracy": accuracy}, cost)

@@ -14,7 +14,12 @@ from compressor.config import CustomCompression, LayerCompression, TargetConfig
 from compressor.errors import ConfigError
 from compressor.export.post_training import PostTraining
 from compressor.frameworks.deployment import Deployment
-from compressor.frameworks.layer_formats import allowed_formats, possible_formats
+from compressor.frameworks.layer_formats import (
+    allowed_formats,
+    is_in_files,
+    possible_formats,
+    sites,
+)
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.plan import DYNAMIC_INT8, find_format
 from compressor.targets import InductorTarget, OnnxRuntimeTarget, inductor, torchao_formats
@@ -99,6 +104,8 @@ def test_convolutions_have_no_format_here_and_on_cuda_only_even_widths_have() ->
     assert not torchao_formats.is_possible(nn.Conv2d(16, 16, 1), cpu)
     assert not torchao_formats.is_possible(None, cpu)
     assert torchao_formats.is_possible(nn.Linear(30, 10), cpu)
+    assert torchao_formats.is_possible(nn.MultiheadAttention(48, 2), cuda)
+    assert not torchao_formats.is_possible(nn.MultiheadAttention(40, 2), cuda)
     assert torchao_formats.is_possible(nn.Linear(32, 48), cuda)
     assert not torchao_formats.is_possible(nn.Linear(32, 10), cuda)
     assert not torchao_formats.is_possible(nn.Linear(30, 16), cuda)
@@ -138,16 +145,17 @@ def test_they_are_tried_where_the_target_runs_them() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 16), nn.Linear(16, 10))
     gpu = torch.device("cuda")
 
-    def runs(layer: nn.Module | None, form: str) -> bool:
+    def runs(_: str, layer: nn.Module | None, form: str) -> bool:
         return "dynamic" in form and torchao_formats.is_possible(layer, gpu)
 
-    layers = ["0", "2", "3"]
-    found = possible_formats(layers, model, "latency", runs)
+    inputs = ModelInputs((torch.rand(2, 1, 8, 8),))
+    layers = sites(PostTraining(model, inputs).graph, model)
+    found = possible_formats(layers, "latency", runs)
     assert found == {"2": ("dynamic_int8", "dynamic_fp8")}  # 3 has ten outputs
-    in_files = possible_formats(layers, model, "latency")
+    in_files = possible_formats(layers, "latency", is_in_files)
     assert not any("fp8" in form for forms in in_files.values() for form in forms)
     eight_bits = CustomCompression(layers={"2": LayerCompression(precision=8)})
-    assert allowed_formats(found, model, eight_bits, runs) == {"2": ("dynamic_int8",)}
+    assert allowed_formats(found, layers, model, eight_bits, runs) == {"2": ("dynamic_int8",)}
     four_bits = CustomCompression(layers={"2": LayerCompression(precision=4)})
     with pytest.raises(ConfigError, match="This layer has 8 and 32"):
-        allowed_formats(found, model, four_bits, runs)
+        allowed_formats(found, layers, model, four_bits, runs)

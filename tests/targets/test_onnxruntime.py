@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from compressor.errors import DataError, ExportError
 from compressor.export import saturation
 from compressor.export.onnx import export_onnx
+from compressor.export.post_training import PostTraining
 from compressor.export.qdq import integer_kernels
+from compressor.export.quantize import quantize
 from compressor.hardware import cpu_flags
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.plan import STATIC_INT8, find_format
@@ -48,6 +50,24 @@ def quantized(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Dep
         formats=dict.fromkeys(LAYERS, STATIC_INT8),
         calibration=(ModelInputs((images(16, seed),)) for seed in range(3)),
     )
+
+
+def test_weights_of_few_bits_are_corrected_as_in_one_call(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)).eval()
+    x = torch.randn(64, 4) @ torch.randn(4, 16)  # what is correlated can make up for an error
+    formats, inputs = {"0": find_format("w3a8"), "2": find_format("w3a8")}, ModelInputs((x,))
+    deployed = OnnxRuntimeTarget().deploy(
+        model, inputs, tmp_path, formats=formats, calibration=[inputs]
+    )
+    assert deployed.simulate is not None
+    plain = PostTraining(model, inputs, [inputs]).simulate(formats)
+    with torch.no_grad():
+        errors = [(module(x) - model(x)).norm() for module in (deployed.module, plain)]
+        torch.testing.assert_close(
+            deployed.simulate()(x), quantize(model, [x], format=formats).module(x)
+        )
+    assert errors[0] < 0.8 * errors[1]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])

@@ -160,7 +160,7 @@ def test_the_search_sees_the_formats_of_linear_layers_and_senses_them_as_they_ar
     inputs = ModelInputs((noise(2, 1, 8, 8),))
     config = Config.from_dict({"optimization": "latency", "target": {"runtime": "inductor"}})
     deployment = Deployment(TargetConfig(runtime="inductor"), tmp_path)
-    numbers = Numbers(config, deployment, model, inputs, [inputs])
+    numbers = Numbers(config, deployment, model, inputs, [inputs], [].append)
     assert numbers.formats == {"2": ("dynamic_int8",)}
     assert numbers.static_layers == []
     simulated = numbers.simulate(Choice("quantization", "2", {"format": "dynamic_int8"}))

@@ -25,6 +25,8 @@ from compressor.quantization.corrections.smoothing import (
 )
 from compressor.quantization.corrections.walking import Walk
 from compressor.quantization.graph import Product, QuantizationGraph, rank
+from compressor.quantization.graph_state import add_child
+from compressor.quantization.placement import Runtime
 from compressor.quantization.plan import Formats, place_static
 from compressor.quantization.scheme import ACTIVATION, Scheme
 
@@ -60,6 +62,7 @@ def smooth_graph(
     *,
     alpha: float | None = None,
     activation: Scheme = ACTIVATION,
+    runtime: Runtime = "onnxruntime",
 ) -> dict[str, float]:
     """Move outliers of what linear layers read into their weights, in place.
 
@@ -76,6 +79,7 @@ def smooth_graph(
         parts: calibration samples, as of `walking.cut`.
         alpha: 0 to 1, as of `smoothing_scales`; None searches the best of each place.
         activation: the scheme of activations.
+        runtime: that the file is for: it says where quantizers sit.
 
     Returns:
         The alpha of each place that was smoothed, by the name of its value in the graph.
@@ -86,7 +90,7 @@ def smooth_graph(
     """
     chosen: dict[str, float] = {}
     walk = Walk(copy.deepcopy(graph.module), parts)
-    placement = place_static(graph, formats)
+    placement = place_static(graph, formats, runtime)
     for place in find_smoothable(graph):
         rounding = [reader for reader in place.readers if _is_rounding(reader, formats)]
         if not rounding or (not place.paths and placement.has_integers(rounding[0].source)):
@@ -178,11 +182,11 @@ def _give_own_parameters(graph: QuantizationGraph, readers: Iterable[Product]) -
 def _multiply_source(graph: QuantizationGraph, readers: Sequence[Product], factors: Tensor) -> None:
     """Let products with one source read it times `factors`, in place."""
     module, source = graph.module, readers[0].source
-    if FACTORS not in module._modules:
-        module.add_module(FACTORS, nn.Module())
-    module.get_submodule(FACTORS).register_buffer(source.name, factors)
+    holder = nn.Module()
+    holder.register_buffer("factors", factors)
+    path = add_child(module, FACTORS, holder)
     with module.graph.inserting_before(readers[0].node):
-        constant = module.graph.get_attr(f"{FACTORS}.{source.name}")
+        constant = module.graph.get_attr(f"{path}.factors")
         scaled = module.graph.call_function(aten.mul.Tensor, (source, constant))
     constant.meta, scaled.meta = {"val": factors}, {"val": source.meta["val"]}
     for reader in readers:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from compressor.errors import DataError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.graph import Product, QuantizationGraph
+from compressor.quantization.graph_state import add_child
 from compressor.quantization.model import copy_graph
 
 # Of the values of all samples that are kept between two layers.
@@ -153,10 +154,10 @@ def enter(module: fx.GraphModule, parts: Iterable[ModelInputs]) -> list[Values]:
     """The values of the placeholders when `module` is called with each of `parts`."""
     copied, _ = copy_graph(module)
     door = _Door()
-    copied.add_module("door", door)
+    name = add_child(copied, "door", door)
     placeholders = [node for node in copied.graph.nodes if node.op == "placeholder"]
     with copied.graph.inserting_after(placeholders[-1]):
-        copied.graph.call_module("door", tuple(placeholders))
+        copied.graph.call_module(name, tuple(placeholders))
     copied.recompile()
     originals = [node for node in module.graph.nodes if node.op == "placeholder"]
     values = []
