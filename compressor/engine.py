@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,19 +280,23 @@ def _sense(
     # What changes numbers alone comes first: it must not be what the minutes do not suffice for.
     numbers = [choice for choice in choices if bench.is_number(choice.technique)]
     others = [choice for choice in choices if not bench.is_number(choice.technique)]
-    began = spending.seconds
-    damage: dict[str, float] = {}
-    for some, seconds in ((numbers, NUMBERS_SECONDS), (others, 0.0)):
-        damage |= sense(
+    until = spending.seconds + NUMBERS_SECONDS
+
+    def damages(some: Sequence[Choice], has_time: Callable[[], bool]) -> dict[str, float]:
+        return sense(
             some,
             bench.damage_of,
             path=run.damage,
             key=bench.digest(),
-            has_time=lambda least=seconds: (  # type: ignore[misc]
-                spending.fraction_left > SENSE_UNTIL or spending.seconds < began + least
-            ),
+            has_time=has_time,
             progress=progress,
         )
+
+    def is_early() -> bool:
+        return spending.fraction_left > SENSE_UNTIL
+
+    damage = damages(numbers, lambda: is_early() or spending.seconds < until)
+    damage |= damages(others, is_early)
     choices = [choice for choice in choices if choice.key in damage]
     space = Space(choices, bench.effects(choices), bench.layers())
     limits = [(bench.layer_cost(name), bound) for name, bound in goal.limits]

@@ -109,6 +109,13 @@ def test_no_more_trials_than_the_budget_says(tmp_path: Path) -> None:
     assert bench.calls.count("build") <= 1 + 2  # the plan of numbers alone, and two trials
 
 
+def test_numbers_are_sensed_and_tried_also_where_the_minutes_are_used_up(tmp_path: Path) -> None:
+    result, bench = run(tmp_path, optimization="quantization", budget={"minutes": 1e-9})
+    sensed = {call.split()[1] for call in bench.calls if call.startswith("sense")}
+    assert sensed == {"quantization"}
+    assert {choice.technique for choice in result.plan} == {"quantization"}
+
+
 def test_no_minutes_left_means_no_fine_tuning_but_still_a_result(tmp_path: Path) -> None:
     result, bench = run(tmp_path, budget={"minutes": 1e-9})
     assert "recover" not in bench.calls

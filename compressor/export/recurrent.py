@@ -41,18 +41,7 @@ def lstm(
 
 
 @lstm.register_fake
-def _(
-    x: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weight: Tensor,
-    recurrent: Tensor,
-    bias: Tensor,
-    weight_scale: Tensor,
-    recurrent_scale: Tensor,
-    zero_point: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del weight, recurrent, bias, weight_scale, recurrent_scale, zero_point
+def _(x: Tensor, hidden: Tensor, cell: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     states = x.new_empty(*x.shape[:2], hidden.shape[0] * hidden.shape[2])
     return states, torch.empty_like(hidden), torch.empty_like(cell)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor.errors import MetricError, first_line
 from compressor.interfaces.chunks import chunks
-from compressor.interfaces.data import sample_count
+from compressor.interfaces.data import DataLoaderView, kept_generators, sample_count
 from compressor.search.interval import Paired
 from compressor.structure.trace import FORWARD_FAILURES
 
@@ -33,18 +33,22 @@ def evaluate_pairs(
         evaluate: the user's evaluation, of a model on a loader.
         reference: uncompressed.
         compressed: as it is deployed.
-        loader: of the split; read twice, once to count its samples.
+        loader: of the split; read once more where it does not say how many samples it has. Its own
+            generators are put back.
         key: of the metric.
         whole: the metrics of both on all of it.
     """
-    total = sum(map(sample_count, loader))
+    view = loader if isinstance(loader, DataLoaderView) else DataLoaderView(loader)
+    with kept_generators(loader):
+        total = view.dataset_size or sum(map(sample_count, loader))
     samples: list[int] = []
     found: tuple[list[float], list[float]] = ([], [])
     try:
-        for chunk in chunks(loader, max(total // CHUNKS, LEAST_SAMPLES)):
-            samples.append(chunk.samples)
-            for model, metrics in zip((reference, compressed), found, strict=True):
-                metrics.append(evaluate(model, chunk)[key])
+        with kept_generators(loader):
+            for chunk in chunks(loader, max(total // CHUNKS, LEAST_SAMPLES)):
+                samples.append(chunk.samples)
+                for model, metrics in zip((reference, compressed), found, strict=True):
+                    metrics.append(evaluate(model, chunk)[key])
     except (MetricError, *FORWARD_FAILURES) as error:
         return (
             f"The evaluation does not take a part of the split ({first_line(error)}), so there is "

@@ -87,3 +87,21 @@ def test_a_rank_correlation_has_no_interval(loader: DataLoader[Any]) -> None:
     assert "not the mean over its parts" in str(
         drop_interval(paired, 1.0, is_larger_better=True, looks=1)
     )
+
+
+def test_a_loader_is_read_once_and_its_generator_is_as_it_was() -> None:
+    class Counted(DataLoader[Any]):
+        passes = 0
+
+        def __iter__(self) -> Any:
+            self.passes += 1
+            return super().__iter__()
+
+    own = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.arange(100))
+    loader = Counted(data, batch_size=16, shuffle=True, generator=own)
+    before = own.get_state()
+    model = Answers(range(0, 100, 10))
+    evaluate_pairs(accuracy, model, model, loader, "accuracy", (90.0, 90.0))
+    assert loader.passes == 1
+    assert own.get_state().equal(before)

@@ -28,8 +28,6 @@ from compressor.targets import InductorTarget, torchao_formats
 from compressor.targets.torchao_formats import clamp_weights, quantize_linear, restore, save
 from compressor.testing.models import TinyMLP
 
-pytest.importorskip("torchao")
-
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
