@@ -9,22 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from compressor import Engine, TorchForwardPass, TorchFramework
 from compressor.cli.demo import digit_loaders
 from compressor.frameworks.quantized_training import load_plan
 from compressor.quantization import plan
 from compressor.quantization.scheme import WEIGHT
 from compressor.testing.models import TinyResNet
+from tests.runs import accuracy, compress, fit
 
 pytestmark = pytest.mark.slow
-
-
-def accuracy(model: nn.Module, loader: Any) -> dict[str, float]:
-    right = [(model(images).argmax(1) == labels).float() for images, labels in loader]
-    return {"accuracy": 100 * float(torch.cat(right).mean())}
 
 
 def answers_of(model: nn.Module, loader: Any) -> Tensor:
@@ -47,47 +41,30 @@ def test_numbers_outside_delta_are_trained_and_the_file_has_what_they_learned(
         "test": DataLoader(TensorDataset(*test[:200]), 100),
     }
     model = TinyResNet()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(8):
-        for images, labels in data["train"]:
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
+    fit(model, [batch for _ in range(8) for batch in data["train"]])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    engine = Engine(
-        framework=TorchFramework(),
-        data=data,
-        model=model.eval(),
-        config={
-            "delta": 12.0,
-            "optimization": "quantization",
-            "run_dir": str(tmp_path),
-            "device": "CPU",
-            "progress": False,
-            "budget": {"trials": 1},
-            "fine_tuner": {"optimizer": {"name": "SGD", "lr": 0.05}, "epochs": 4},
-            "full_trainer": {"optimizer": {"name": "SGD", "lr": 0.02}, "epochs": 1},
-        },
-        forward_pass=TorchForwardPass(model_input_pattern=(0, "_")),
-        eval_func=accuracy,
-        loss_function_cls=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+    result = compress(
+        model,
+        data,
+        tmp_path,
+        delta=12.0,
+        optimization="quantization",
+        fine_tuner={"optimizer": {"name": "SGD", "lr": 0.05}, "epochs": 4},
+        full_trainer={"optimizer": {"name": "SGD", "lr": 0.02}, "epochs": 1},
     )
-    small = engine.run()
-    result = engine.result
-    assert result is not None
     first = result.variants[0]  # calibrated alone
     assert first.metrics["accuracy"] < result.certificate.reference_metric - 12.0
     assert len(result.plan) > 0
     assert all(choice.setting["trained"] for choice in result.plan)
     assert result.certificate.within_delta
-    assert type(small) is TinyResNet
+    assert type(result.model) is TinyResNet
     assert math.isclose(
-        accuracy(engine.result.runtime_model(), data["test"])["accuracy"], result.certificate.metric
+        accuracy(result.runtime_model(), data["test"])["accuracy"], result.certificate.metric
     )
     agreement = result.certificate.agreement
     assert agreement is not None
     assert agreement.simulation_differs_fraction <= 0.01
-    answers = [answers_of(each, data["test"]) for each in (engine.result.runtime_model(), model)]
+    answers = [answers_of(each, data["test"]) for each in (result.runtime_model(), model)]
     assert agreement.reference_differs_fraction == (answers[0] != answers[1]).float().mean()
     assert agreement.samples == 200
     assert hasattr(load_plan(nn.Module(), result.artifacts["model_dir"]), "compressor_quantization")
