@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,41 +20,41 @@ from compressor.logs import get_logger
 from compressor.progress import Progress
 from compressor.result import (
     Certificate,
-    Choice,
     Cost,
     Plan,
     Result,
-    VariantRecord,
     digest,
     from_mapping,
 )
+from compressor.search.attempts import Attempts
 from compressor.search.budget import Spending
-from compressor.search.certificate import broken_limits, explain, make_certificate
+from compressor.search.certificate import broken_limits, conclude, explain, make_certificate
+from compressor.search.damage_map import DamageMap
+from compressor.search.deepsearch import require_optuna
+from compressor.search.effort import (
+    choose_effort,
+    configured_tuning,
+    count_passes,
+    count_trials,
+    expected_epochs,
+)
+from compressor.search.eta import Eta
+from compressor.search.goal import Goal, frontier
+from compressor.search.levels import Depth, Levels
+from compressor.search.phases import Phases
 from compressor.search.run_dir import RunDir, open_run_dir
-from compressor.search.search import SEARCH_SHARE, Decide, Effort, Goal, Search, frontier
-from compressor.search.sensitivity import sense
-from compressor.search.space import Space
-from compressor.search.strategy import DamageSearch
 from compressor.search.variants import Variants
 from compressor.seeding import isolated_rng
 
 logger = get_logger(__name__)
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # a full or read-only disk
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # full or read-only
 RESOURCES = {
     "compression": "size_bytes",
     "quantization": "size_bytes",
     "latency": "latency_ms",
     "macs": "macs",
 }
-TRIALS = {1: 4, 2: 8, 3: 12}  # by level
-DEEPSEARCH_TRIALS = 4  # on top
-MOST_TRIALS = 100
-TRIAL_EPOCHS = 2  # where neither epochs nor minutes are given
-FINAL_EPOCHS = 10
-SENSE_UNTIL = 0.6  # fraction of the minutes that is left for the search
-NUMBERS_SECONDS = 20.0  # at least, for what changes numbers alone
-FINALISTS = 3  # where trials and not minutes end the search
 
 
 class Engine:
@@ -146,47 +146,77 @@ class Engine:
         key = digest([bench.job_digest(), _job_json(config)])
         if _is_finished(run, key):
             return _reload(bench, run)
+        if config.deepsearch:
+            require_optuna()
         spending = Spending(
-            config.budget.minutes, _trials(config), already_seconds=run.seconds(key)
+            config.budget.minutes, count_trials(config), already_seconds=run.seconds(key)
         )
+        with run.ticking(key, spending):
+            return self._compress_in(bench, config, run, key, spending, progress)
+
+    def _compress_in(
+        self,
+        bench: Workbench[Any],
+        config: Config,
+        run: RunDir,
+        key: str,
+        spending: Spending,
+        progress: Progress,
+    ) -> Result:
+        phases = Phases(spending)
+        phases.begin("check", "the run begins")
         with progress.task("check and profile the reference", total=None):
             bench.check()
             reference = _profile(bench, run)
         goal = _goal(config, reference)
+
+        phases.begin("sense", "the reference is known")
         choices = bench.propose()
-        strategy = _sense(bench, choices, goal, run, spending, progress)
-        logger.info("%d choices are known after %.0f s", len(choices), spending.seconds)
-        decide = run.decide(key, spending)
+        damages = DamageMap(bench, choices, run.damage, run.study, spending, progress)
+        damages.sense()
+
+        phases.begin("search", f"{len(choices)} choices are known")
+        decide = run.decide(key)
         recipe = {**config.recipe(), "job": bench.job_digest(), "metric": goal.key}
         variants = Variants(bench, run.study, run.variants, recipe)
-        effort = _effort(config, bench, spending, decide)
-        search = Search(
-            goal,
-            strategy,
-            variants,
-            spending,
-            effort,
-            is_number=bench.is_number,
-            decide=decide,
-            progress=progress,
+        attempts = Attempts(
+            goal, variants, decide, progress, known=run.known(key, variants, damages.holds)
         )
-        best = search.run(Plan(tuple(c for c in choices if bench.is_number(c.technique))))
-        logger.info("the search ended after %.0f s", spending.seconds)
-        reason = explain(goal, best, reference.cost, search.records, choices=len(choices))
+        effort = choose_effort(config, spending, decide, bench.epoch_seconds)
+        eta = Eta(spending, expected_epochs(config, effort))
+        attempts.on_record = eta.tell
+        depth = _depth(config, run, bench)
+        levels = Levels(attempts, damages, spending, effort, depth, is_number=bench.is_number)
+        best = levels.run()
+        records = attempts.records
+        reason = explain(goal, best, reference.cost, records, choices=len(choices))
         best = None if reason else best
+        attempts.say(conclude(goal, best, records, reason))
+
+        phases.begin("certify", "the search ended")
         plan = best.plan if best else Plan()
         model = variants.load(best) if best else bench.build(plan)
         with progress.task("export and certify", total=None):
             exported = bench.export(model, plan, run.exports)
+        looks = run.count_looks(key, config.holdout or config.eval_split, config.holdout is None)
+        certificate = _certify(bench, goal, reference, exported, config, looks)
+        phases.end()
         result = Result(
             model=model,
-            certificate=_certify(bench, goal, reference, exported, config, search.records),
-            variants=search.records,
-            frontier=frontier(goal, search.records),
+            certificate=certificate,
+            variants=records,
+            frontier=frontier(goal, records),
+            decisions=tuple(attempts.decisions),
             artifacts=exported.artifacts,
             plan=plan,
             lost=tuple(bench.lost()),
-            info={"seconds": spending.seconds, "config": config.to_json(), **describe_machine()},
+            info={
+                "seconds": spending.seconds,
+                "phases": phases.seconds,
+                "eta_seconds": eta.seconds,
+                "config": config.to_json(),
+                **describe_machine(),
+            },
             reason=reason,
             open_runtime=lambda: bench.runtime_model(exported.artifacts),
         )
@@ -195,10 +225,11 @@ class Engine:
 
 
 def _dry(config: Config) -> Config:
-    """One trial of one epoch."""
+    """One trial of one epoch for each pass of the search."""
+    trials = count_passes(config) + config.deepsearch
     return replace(
         config,
-        budget=replace(config.budget, trials=1, minutes=None),
+        budget=replace(config.budget, trials=trials, minutes=None),
         export=replace(config.export, root_path=None),
         full_trainer=replace(config.full_trainer, epochs=1),
         fine_tuner=replace(config.fine_tuner, epochs=1),
@@ -223,7 +254,11 @@ def _is_finished(run: RunDir, key: str) -> bool:
     """Whether this very run ended here, and its files are still there."""
     if not run.result.exists():
         return False
-    values = json.loads(run.result.read_text())
+    try:
+        values = json.loads(run.result.read_text())
+    except ValueError:
+        logger.warning("%s cannot be read: it is written anew", run.result)
+        return False
     return values.get("key") == key and all(
         Path(path).exists() for path in values["artifacts"].values()
     )
@@ -258,51 +293,20 @@ def _goal(config: Config, reference: Judged) -> Goal:
     check_delta(config.delta, key, reference.metrics[key], is_larger_better=is_larger_better)
     budget = config.budget
     limits = {"latency_ms": budget.latency_ms, "size_bytes": budget.size_bytes, "macs": budget.macs}
+    resource = RESOURCES[config.optimization]
+    also = [RESOURCES[word] for word in config.also_optimize]
+    others = tuple(name for name in dict.fromkeys(also) if name != resource)
+    shares = tuple(1 / max(getattr(reference.cost, name), 1e-9) for name in (resource, *others))
     return Goal(
         key=key,
         reference=reference.metrics[key],
         delta=config.delta,
         is_larger_better=is_larger_better,
-        resource=RESOURCES[config.optimization],
+        resource=resource,
         limits=tuple((name, bound) for name, bound in limits.items() if bound is not None),
+        also=others,
+        weights=shares if others else (1.0,),
     )
-
-
-def _sense(
-    bench: Workbench[Any],
-    choices: Sequence[Choice],
-    goal: Goal,
-    run: RunDir,
-    spending: Spending,
-    progress: Progress,
-) -> DamageSearch:
-    """Damage and cost of every choice, as a problem to be searched."""
-    # What changes numbers alone comes first: it must not be what the minutes do not suffice for.
-    numbers = [choice for choice in choices if bench.is_number(choice.technique)]
-    others = [choice for choice in choices if not bench.is_number(choice.technique)]
-    until = spending.seconds + NUMBERS_SECONDS
-
-    def damages(some: Sequence[Choice], has_time: Callable[[], bool]) -> dict[str, float]:
-        return sense(
-            some,
-            bench.damage_of,
-            path=run.damage,
-            key=bench.digest(),
-            has_time=has_time,
-            progress=progress,
-        )
-
-    def is_early() -> bool:
-        return spending.fraction_left > SENSE_UNTIL
-
-    damage = damages(numbers, lambda: is_early() or spending.seconds < until)
-    damage |= damages(others, is_early)
-    choices = [choice for choice in choices if choice.key in damage]
-    space = Space(choices, bench.effects(choices), bench.layers())
-    limits = [(bench.layer_cost(name), bound) for name, bound in goal.limits]
-    with progress.task(f"{goal.resource} of each layer", total=None):
-        problem = space.problem(damage, bench.layer_cost(goal.resource), limits)
-    return DamageSearch(problem, space, allowed_fraction=goal.delta_fraction)
 
 
 def _certify(
@@ -311,11 +315,9 @@ def _certify(
     reference: Judged,
     exported: Exported,
     config: Config,
-    records: Sequence[VariantRecord],
+    looks: int,
 ) -> Certificate:
     """What is claimed of the file to deploy."""
-    # The judged split was looked at for the reference, for every variant, and for this file.
-    looks = 1 if config.holdout else 2 + sum(record.looks for record in records)
     return make_certificate(
         goal,
         reference.cost,
@@ -331,24 +333,13 @@ def _certify(
     )
 
 
-def _trials(config: Config) -> int:
-    """As many as are asked for; where the minutes decide, more than they allow."""
-    if config.budget.trials is not None:
-        return config.budget.trials
-    if config.budget.minutes is not None:
-        return MOST_TRIALS
-    return TRIALS[config.level] + (DEEPSEARCH_TRIALS if config.deepsearch else 0)
-
-
-def _effort(config: Config, bench: Workbench[Any], spending: Spending, decide: Decide) -> Effort:
-    """Epochs as configured; where only minutes are given, as many as fit."""
-    trial, final = config.fine_tuner.epochs, config.full_trainer.epochs
-    if config.budget.minutes is None:
-        return Effort(trial or TRIAL_EPOCHS, final or FINAL_EPOCHS, FINALISTS)
-    fitting = decide("trial epochs", lambda: _fitting_epochs(config, bench, spending))
-    return Effort(min(trial or fitting, fitting), final, MOST_TRIALS)
-
-
-def _fitting_epochs(config: Config, bench: Workbench[Any], spending: Spending) -> int:
-    seconds = spending.seconds_left * SEARCH_SHARE / TRIALS[config.level]
-    return max(int(seconds / bench.epoch_seconds()), 1)
+def _depth(config: Config, run: RunDir, bench: Workbench[Any]) -> Depth:
+    """How far the search goes."""
+    return Depth(
+        config.level,
+        run.study.path if config.deepsearch else None,
+        config.seed,
+        config.importance,
+        bench.reranked,
+        configured_tuning(config),
+    )

@@ -163,7 +163,12 @@ class VariantRecord:
         seconds: spent on building, recovering and judging.
         looks: evaluations of the judged split that it took.
         is_final: fine-tuned in full.
-        reason: why it failed, or what decided about it.
+        reason: why it failed, or why its training was stopped early.
+        start: id of the variant of the same structure that its training went on from.
+        base: id of the recovered variant that it was cut from; "" is the reference.
+        tuning: how its training differed from what is configured; see `search.tuning`.
+        wanted: value of the metric below which its training was not worth going on.
+        recipe: digest of what decides the outcome besides the plan.
     """
 
     id: str
@@ -177,6 +182,11 @@ class VariantRecord:
     looks: int = 0
     is_final: bool = False
     reason: str = ""
+    start: str = ""
+    base: str = ""
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    wanted: float | None = None
+    recipe: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -184,6 +194,7 @@ class VariantRecord:
             **{item.name: getattr(self, item.name) for item in fields(self)},
             "plan": self.plan.to_json(),
             "metrics": dict(self.metrics),
+            "tuning": dict(self.tuning),
             "predicted": dict(self.predicted),
             "cost": self.cost.to_json() if self.cost else None,
         }
@@ -362,13 +373,14 @@ class Result:
         model: the compressed model in torch, float weights; the reference's copy if nothing held.
         certificate: what is claimed of the exported file.
         variants: every variant that was made, oldest first.
-        frontier: those that no other beats in both cost and metric, cheapest first.
+        frontier: those that no other beats in metric and in all costs that count, cheapest first.
         artifacts: what was written: "onnx" (the file to deploy), "onnx_float", "exported_program",
             "torchscript", "torchao" (of the target inductor), "model_dir".
         plan: of the model.
         lost: what could not be done with this model, and why.
         info: versions, hardware, seed, seconds of each step.
         reason: why the reference itself is the answer, or "".
+        decisions: why the search did what it did, in sentences, in order.
     """
 
     model: Any
@@ -380,6 +392,7 @@ class Result:
     lost: tuple[str, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    decisions: tuple[str, ...] = ()
     open_runtime: Callable[[], Any] | None = None
 
     @property
@@ -414,6 +427,7 @@ class Result:
             "info": dict(self.info),
             "latency_errors": self.latency_errors.to_json() if self.latency_errors else None,
             "reason": self.reason,
+            "decisions": list(self.decisions),
         }
 
     @classmethod
@@ -442,5 +456,6 @@ class Result:
             lost=tuple(values["lost"]),
             info=values["info"],
             reason=values["reason"],
+            decisions=tuple(values.get("decisions", ())),
             open_runtime=open_runtime,
         )

@@ -17,6 +17,8 @@ from compressor.frameworks.base import Exported, Job, Judged
 from compressor.progress import Progress
 from compressor.result import Choice, Cost, Plan
 from compressor.search.space import LayerChange, LayerCost, LayerState
+from compressor.search.tuning import Recovered, Tuning
+from compressor.search.variants import Base
 
 REFERENCE_ACCURACY = 90.0
 LAYERS = {f"layer{i}": LayerState(16, 16) for i in range(6)}
@@ -75,6 +77,9 @@ class FakeBench:
         wanted = self.job.config.techniques or ("block_removal", "quantization")
         return [choice for choice in removals + numbers if choice.technique in wanted]
 
+    def further(self, choices: Sequence[Choice], made: Plan) -> list[Choice]:
+        return [choice for choice in choices if choice not in made.choices]
+
     def layers(self) -> Mapping[str, LayerState]:
         return LAYERS
 
@@ -95,24 +100,37 @@ class FakeBench:
 
         return cost
 
-    def damage_of(self, choice: Choice) -> float:
-        self.calls.append(f"sense {choice.technique} {choice.site}")
-        if choice.technique == "quantization":
-            return 0.001
-        return 0.1 * (1 + list(LAYERS).index(choice.site))
+    def damage_of(self, plan: Plan, base: Base[FakeModel] | None = None) -> float:
+        self.calls.append(f"sense {', '.join(f'{c.technique} {c.site}' for c in plan)}")
+        kept = _kept(base.model.epochs) if base else 1.0
+        known = base.plan if base else Plan()
+        return sum(_damage(c) * (kept if c in known.choices else 1.0) for c in plan)
 
-    def build(self, plan: Plan) -> FakeModel:
+    def reranked(self, plan: Plan, importance: str) -> Plan:
+        del importance
+        return plan
+
+    def build(self, plan: Plan, base: Base[FakeModel] | None = None) -> FakeModel:
         self.calls.append("build")
         if self.fails_to_build & {choice.site for choice in plan}:
             raise ModelError("This plan cannot be built. Choose another.")
-        return FakeModel(plan)
+        return FakeModel(plan, base.model.epochs // 2 if base else 0)
 
     def recover(
-        self, model: FakeModel, plan: Plan, epochs: int, folder: Path, *, is_final: bool
-    ) -> None:
-        del plan, folder, is_final
+        self,
+        model: FakeModel,
+        plan: Plan,
+        epochs: int,
+        folder: Path,
+        *,
+        is_final: bool,
+        tuning: Tuning,
+        wanted: float | None = None,
+    ) -> Recovered:
+        del plan, folder, is_final, tuning, wanted
         self.calls.append("recover")
         model.epochs += epochs
+        return Recovered(epochs)
 
     def epoch_seconds(self) -> float:
         return 1.0
@@ -146,8 +164,8 @@ class FakeBench:
 
     def _judged(self, model: FakeModel, plan: Plan) -> Judged:
         removed = plan.of("block_removal")
-        damage = sum(0.1 * (1 + list(LAYERS).index(choice.site)) for choice in removed)
-        kept = max(1 - RECOVERED_PER_EPOCH * model.epochs, 0.2)
+        damage = sum(map(_damage, removed))
+        kept = _kept(model.epochs)
         numbers = plan.of("quantization")
         shares = (self.trained_share if c.setting.get("trained") else 1.0 for c in numbers)
         points = POINTS_PER_DAMAGE * damage * kept + self.int8_points * sum(shares)
@@ -155,6 +173,16 @@ class FakeBench:
         eighths = 4 * layers - 3 * len(plan.of("quantization"))
         cost = Cost(layers * 256, layers * 100, eighths * 64, latency_ms=eighths / 4)
         return Judged({"accuracy": REFERENCE_ACCURACY - points}, cost)
+
+
+def _damage(choice: Choice) -> float:
+    is_number = choice.technique == "quantization"
+    return 0.001 if is_number else 0.1 * (1 + list(LAYERS).index(choice.site))
+
+
+def _kept(epochs: int) -> float:
+    """The part of a loss that is left after training."""
+    return max(1 - RECOVERED_PER_EPOCH * epochs, 0.2)
 
 
 class FakeFramework:

@@ -266,6 +266,7 @@ def test_a_run_that_dies_in_a_fine_tune_goes_on_bit_equal(
         "optimization": "macs",
         "budget": {"trials": 1},
         "full_trainer": {"epochs": 3, "optimizer": {"name": "SGD", "lr": 0.05}},
+        "fine_tuner": {"loop_params": {"epochs": 3}},
         "delta": 20.0,
     }
     whole = make_engine(trained, data, tmp_path / "whole", **changes)
@@ -276,7 +277,7 @@ def test_a_run_that_dies_in_a_fine_tune_goes_on_bit_equal(
 
         def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
             Dying.steps += model.training
-            if Dying.steps == 30:  # in the second or third epoch of the last fine-tune
+            if Dying.steps == 18:  # in the second or third epoch
                 raise Killed
             return super().__call__(model, batch)
 

@@ -47,7 +47,8 @@ class BudgetConfig:
 
     Attributes:
         minutes: the whole run may take.
-        trials: variants that are built.
+        trials: variants that are fine-tuned in the search, over all runs in one folder; up to two
+            milder ones follow where none of them held, and the best are trained on.
         latency_ms: of one call on the target.
         size_bytes: of the file to deploy.
         macs: of one sample.

@@ -50,6 +50,7 @@ class Config:
         optimization: what shall be small: the file ("compression"), the time of a call on the
             target ("latency"), the arithmetic ("macs"), or the file by low-bit numbers alone
             ("quantization").
+        also_optimize: what shall be small besides; each counts by its ratio to the reference's.
         delta: what the metric may lose, on its own scale.
         level: 1 is one pass; 2 and 3 search longer.
         deepsearch: spend what is left of delta, slowly.
@@ -78,6 +79,7 @@ class Config:
     """
 
     optimization: Literal["compression", "latency", "macs", "quantization"] = "compression"
+    also_optimize: tuple[Literal["compression", "latency", "macs"], ...] = ()
     delta: float = 1.0
     level: int = 1
     deepsearch: bool = False

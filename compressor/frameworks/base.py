@@ -16,6 +16,8 @@ from compressor.progress import Progress
 from compressor.result import Agreement, Choice, Cost, Parity, Plan
 from compressor.search.interval import Paired
 from compressor.search.space import LayerChange, LayerCost, LayerState
+from compressor.search.tuning import Recovered, Tuning
+from compressor.search.variants import Base
 
 Model = TypeVar("Model")
 
@@ -96,6 +98,9 @@ class Workbench(Protocol[Model]):
     def propose(self) -> list[Choice]:
         """Every choice of every technique."""
 
+    def further(self, choices: Sequence[Choice], made: Plan) -> list[Choice]:
+        """Those of `choices`, of structure, that can be made of a variant of the plan `made`."""
+
     def layers(self) -> Mapping[str, LayerState]:
         """The layers whose cost can change, as they are in the reference."""
 
@@ -105,16 +110,33 @@ class Workbench(Protocol[Model]):
     def layer_cost(self, resource: str) -> LayerCost:
         """Cost of a layer in a state, for resource "latency_ms", "size_bytes" or "macs"."""
 
-    def damage_of(self, choice: Choice) -> float:
-        """Divergence of the outputs from the reference's when `choice` alone is made; 0 is none."""
+    def damage_of(self, plan: Plan, base: Base[Model] | None = None) -> float:
+        """Divergence of the outputs from the reference's when `plan` is made; 0 is none.
 
-    def build(self, plan: Plan) -> Model:
-        """A copy of the reference with `plan` applied and the cheap repair done."""
+        Of a plan of structure and of numbers the sum of both.
+        """
+
+    def build(self, plan: Plan, base: Base[Model] | None = None) -> Model:
+        """A copy of the reference, or of `base`, with `plan` applied and the cheap repair done."""
+
+    def reranked(self, plan: Plan, importance: str) -> Plan:
+        """`plan` with as many channels kept everywhere, by another criterion."""
 
     def recover(
-        self, model: Model, plan: Plan, epochs: int, folder: Path, *, is_final: bool
-    ) -> None:
-        """Fine-tune `model` in place; `folder` keeps what an interrupted fit needs to go on."""
+        self,
+        model: Model,
+        plan: Plan,
+        epochs: int,
+        folder: Path,
+        *,
+        is_final: bool,
+        tuning: Tuning,
+        wanted: float | None = None,
+    ) -> Recovered:
+        """Fine-tune `model` in place; `folder` keeps what an interrupted fit needs to go on.
+
+        A fit whose learning curve says that the metric will not come to `wanted` is stopped.
+        """
 
     def epoch_seconds(self) -> float:
         """A measured guess at one fine-tuning epoch of the whole reference."""

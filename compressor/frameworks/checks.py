@@ -12,7 +12,7 @@ from compressor.config import Config
 from compressor.errors import DataError, LossError, first_line
 from compressor.interfaces.data import DataLoaderView, kept_generators, move, take
 from compressor.interfaces.inputs import output_tensors
-from compressor.interfaces.optimizers import make_optimizer, make_scheduler
+from compressor.interfaces.optimizers import DEFAULT_LR, make_optimizer, make_scheduler
 from compressor.interfaces.task import Task
 from compressor.seeding import isolated_rng
 from compressor.structure.trace import copy_model
@@ -74,7 +74,7 @@ def check_training(
     probe = copy_model(model)
     if config.external_training_loop is None:
         for settings in (config.fine_tuner, config.full_trainer):
-            optimizer = make_optimizer(settings.optimizer, probe, default_lr=0.01)
+            optimizer = make_optimizer(settings.optimizer, probe, default_lr=DEFAULT_LR)
             make_scheduler(settings.scheduler, optimizer)
     with isolated_rng(config.seed), kept_generators(splits["train"]):
         for batch in take(splits["train"], TRIED_BATCHES):

@@ -1,4 +1,4 @@
-"""The user's functions, with the defaults of the task where none was given."""
+"""What a job has where the user gave nothing: functions of the task, and the techniques."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.config import Config
 from compressor.errors import ConfigError
 from compressor.frameworks.base import Job
 from compressor.interfaces.evaluation import Accuracy
 from compressor.interfaces.forward_pass import TorchForwardPass
 from compressor.interfaces.loss import LossFunction, make_loss
 from compressor.interfaces.task import Task
+from compressor.techniques import TECHNIQUES, Stage, Technique
 
 
 class CrossEntropy(LossFunction):
@@ -48,3 +50,21 @@ def make_task(job: Job) -> Task:
         eval_key=config.eval_key,
         mode=config.metric_mode,
     )
+
+
+def make_techniques(config: Config) -> dict[str, Technique]:
+    """One instance of each that is wanted; `quantization` wants those that change numbers alone.
+
+    Raises:
+        ConfigError: if there is no technique of a name, or none is left.
+    """
+    names = list(config.techniques or TECHNIQUES.names())
+    classes = {name: TECHNIQUES.get(name) for name in names}
+    if config.optimization == "quantization":
+        classes = {name: cls for name, cls in classes.items() if cls.stage is Stage.NUMBERS}
+    if not classes:
+        raise ConfigError(
+            f"techniques={names} has none that quantizes, and optimization='quantization'. Add "
+            "'quantization', or choose another optimization."
+        )
+    return {name: cls() for name, cls in classes.items()}

@@ -7,7 +7,7 @@ whole variant. Tables of embeddings, LSTMs and the projections of attention coun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -107,6 +107,27 @@ def stated_change(choice: Choice) -> LayerChange | None:
     )
 
 
+def effects_of(
+    reference: nn.Module, choices: Sequence[Choice], applied: Callable[[Choice], nn.Module]
+) -> dict[str, Mapping[str, LayerChange]]:
+    """What each choice, by key, does to each layer: as it says, or read off an edited copy.
+
+    Args:
+        reference: is not changed.
+        choices: of any technique.
+        applied: a copy of the reference after a choice.
+    """
+    before = {name: layer_state(layer) for name, layer in stored_layers(reference).items()}
+    effects: dict[str, Mapping[str, LayerChange]] = {}
+    for choice in choices:
+        stated = stated_change(choice)
+        if stated is not None:
+            effects[choice.key] = {choice.site: stated}
+        else:
+            effects[choice.key] = structural_changes(before, applied(choice))
+    return effects
+
+
 def structural_changes(
     before: Mapping[str, LayerState], model: nn.Module
 ) -> dict[str, LayerChange]:
@@ -159,7 +180,8 @@ def resized(layer: Layer, state: LayerState) -> Layer:
 
 
 def _class(layer: _ConvNd) -> Any:
-    return type(layer)  # one of the six; their common base is not made
+    """One of torch's own; a class derived from it may be made of other arguments."""
+    return next(kind for kind in type(layer).__mro__ if kind.__module__ == _ConvNd.__module__)
 
 
 def resized_input(layer: Layer, shape: Shape, inputs: int) -> Shape:

@@ -15,7 +15,7 @@ from compressor.frameworks.layer_costs import stored_layers
 from compressor.frameworks.layer_formats import allowed_formats, possible_formats, sites
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.plan import find_format
-from compressor.result import Choice
+from compressor.result import Plan
 
 
 class Numbers:
@@ -78,10 +78,10 @@ class Numbers:
             if any(find_format(form).activations == "static" for form in formats)
         ]
 
-    def simulate(self, choice: Choice) -> nn.Module:
-        """The reference with one layer quantized, in torch."""
-        form = self._deployment.format(choice.setting["format"])
-        return self._deployment.simulate(self._quantizer, {choice.site: form})
+    def simulate(self, plan: Plan) -> nn.Module:
+        """The reference with the layers quantized that `plan` names, in torch."""
+        formats = {c.site: self._deployment.format(c.setting["format"]) for c in plan}
+        return self._deployment.simulate(self._quantizer, formats)
 
     def runtime_model(self, layers: Sequence[str]) -> nn.Module:
         """The reference with `layers` on integers, as it runs on the target."""

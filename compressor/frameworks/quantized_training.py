@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from compressor.structure.trace import FORWARD_FAILURES
 
 ATTRIBUTE = "compressor_quantization"
 FILE = "quantization.json"
+T = TypeVar("T")
 
 
 def train_quantized(
@@ -31,9 +33,9 @@ def train_quantized(
     formats: Formats,
     inputs: ModelInputs,
     calibration: Iterable[ModelInputs],
-    fit: Callable[[nn.Module], None],
+    fit: Callable[[nn.Module], T],
     loss: Callable[[nn.Module], object],
-) -> None:
+) -> T:
     """Train `model` in place, its batch norms folded, with the layers of `formats` quantized.
 
     Args:
@@ -43,6 +45,9 @@ def train_quantized(
         calibration: calls of the model.
         fit: trains a quantized model in place.
         loss: of a model on a batch, tried first.
+
+    Returns:
+        What `fit` returned.
 
     Raises:
         ModelError: if the user's loss needs more of a model than to call it, or the graph has
@@ -66,12 +71,13 @@ def train_quantized(
             "The model cannot be trained in int8: the loss fails on its graph: "
             f"{first_line(error)} Let the loss use the outputs alone."
         ) from error
-    fit(quantized)
+    told = fit(quantized)
     with torch.no_grad():
         trained = dict(quantizer.model.named_parameters())
         for name, parameter in model.named_parameters():
             parameter.copy_(trained[name])
     remember_plan(model, quantized.plan())
+    return told
 
 
 def learned_plan(model: nn.Module) -> QuantizationPlan | None:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from compressor.config import Config, TrainerConfig
-from compressor.errors import ModelError
+from compressor.config import Config, DistillationConfig, TrainerConfig
+from compressor.config.checks import check
+from compressor.errors import CheckpointError, ModelError
 from compressor.interfaces.data import DataLoaderView
+from compressor.interfaces.optimizers import ScaledOptimizerFactory
 from compressor.interfaces.task import Task
 from compressor.logs import get_logger
 from compressor.progress import Progress
 from compressor.quantization.aware import QuantizationAwareTraining
+from compressor.search.tuning import Recovered, Tuning
+from compressor.seeding import derive_seed, isolated_rng
 from compressor.training.algorithm import Algorithm, Callback
 from compressor.training.algorithms.distillation import Distillation
 from compressor.training.algorithms.gradient_clipping import GradientClipping
 from compressor.training.algorithms.weight_average import EMA
-from compressor.training.callbacks import EarlyStopping, KeepBest, ProgressBar
+from compressor.training.callbacks import (
+    EarlyStopping,
+    KeepBest,
+    LearningCurveStopping,
+    ProgressBar,
+)
 from compressor.training.evaluator import Evaluator
 from compressor.training.trainer import Trainer
 
@@ -30,6 +41,7 @@ TIMED_BATCHES = 4
 ASSUMED_BATCHES = 100  # of an epoch whose loader does not know its length
 LOOP_TEST_BATCHES = 2
 ROUNDED_GRADIENT_NORM = 1.0
+AS_CONFIGURED = Tuning()
 
 
 class Recovery:
@@ -72,21 +84,39 @@ class Recovery:
         *,
         is_final: bool,
         algorithms: Sequence[Algorithm] = (),
-    ) -> None:
+        tuning: Tuning = AS_CONFIGURED,
+        wanted: float | None = None,
+    ) -> Recovered:
         """Train `model` in place and leave it with its best weights.
+
+        A training loop of the user's own trains as it does, without `tuning` and `wanted`.
 
         Args:
             model: a variant.
-            epochs: of the training split.
-            folder: for checkpoints; an interrupted fit goes on from the last epoch.
+            epochs: of the training split; 0 leaves `model` as it is.
+            folder: for checkpoints, in that of the variant, whose name seeds a loop of the user's
+                own; an interrupted fit goes on from the last epoch.
             is_final: by the full trainer's settings, not the fine-tuner's.
             algorithms: that the variant's techniques need.
+            tuning: what is to differ from the settings.
+            wanted: value of the metric; a fit that is clearly not coming to it is stopped. With a
+                scheduler of the user's own, whose rate may drop late, no fit is.
+
+        Raises:
+            ConfigError: if `tuning` cannot be meant.
         """
-        settings = self._config.full_trainer if is_final else self._config.fine_tuner
+        if not epochs:
+            return Recovered(0)
         loop = self._config.external_training_loop
         if loop is not None:
-            self._fit_outside(loop, model, epochs, is_final=is_final)
-            return
+            # Of the variant alone: what this process did before must not matter to it.
+            seed = derive_seed(self._config.seed, "external", folder.parent.name)
+            with isolated_rng(seed):
+                _fit_outside(loop, model, epochs, is_final=is_final)
+            return Recovered(epochs)
+        configured = self._config.full_trainer if is_final else self._config.fine_tuner
+        settings = tuned(configured, tuning)
+        is_smooth = tuning.scheduler is not None or settings.scheduler is None
         loader: Iterable[Any] = self._data["train"]
         if settings.loop_test:
             loader = DataLoaderView(loader, max_batches=LOOP_TEST_BATCHES)
@@ -96,22 +126,35 @@ class Recovery:
             self._task.loss,
             train_dataloader=loader,
             eval_dataloader=Evaluator(function=self._evaluate),
-            schedulers=settings.scheduler,
+            schedulers=tuning.scheduler or settings.scheduler,
             max_duration=f"{epochs}ep",
             eval_interval=f"{settings.eval_freq}ep",
             eval_skip=f"{settings.eval_skip}ep",
             eval_key=self._metric,
             algorithms=[*algorithms, *self._algorithms(settings)],
-            callbacks=[best, *self._callbacks(settings)],
+            callbacks=[best, *self._callbacks(settings, wanted if is_smooth else None)],
             save_dir=folder,
             **self._shared(settings),
         )
-        if not trainer.resume():
+        if not _resume(trainer, folder):
             trainer.eval()  # what the fit begins with counts among the best
+            earlier = 0
+        else:
+            earlier = best.evaluations
         trainer.fit()
         best.restore(model)
+        return _account(trainer, epochs)._replace(earlier_looks=earlier)
 
-    def fit_quantized(self, model: nn.Module, epochs: int, folder: Path, *, is_final: bool) -> None:
+    def fit_quantized(
+        self,
+        model: nn.Module,
+        epochs: int,
+        folder: Path,
+        *,
+        is_final: bool,
+        tuning: Tuning = AS_CONFIGURED,
+        wanted: float | None = None,
+    ) -> Recovered:
         """Train a quantized model in place, through its rounding; as `fit`.
 
         Raises:
@@ -126,7 +169,15 @@ class Recovery:
         algorithms: list[Algorithm] = [QuantizationAwareTraining()]
         if settings.gradient_clip_norm is None:  # rounding makes gradients rough
             algorithms.append(GradientClipping(ROUNDED_GRADIENT_NORM))
-        self.fit(model, epochs, folder, is_final=is_final, algorithms=algorithms)
+        return self.fit(
+            model,
+            epochs,
+            folder,
+            is_final=is_final,
+            algorithms=algorithms,
+            tuning=tuning,
+            wanted=wanted,
+        )
 
     def epoch_seconds(self, model: nn.Module) -> float:
         """Seconds of an epoch, from a few batches of training `model`, a copy that is spent."""
@@ -169,17 +220,60 @@ class Recovery:
         if settings.ema is not None:
             yield EMA(settings.ema.decay_rate, settings.ema.period)
 
-    def _callbacks(self, settings: TrainerConfig) -> Iterator[Callback]:
+    def _callbacks(self, settings: TrainerConfig, wanted: float | None) -> Iterator[Callback]:
         key, mode = self._metric, self._config.metric_mode
         if settings.early_stopping_patience is not None:
             yield EarlyStopping(key, settings.early_stopping_patience, mode)
+        if wanted is not None:
+            yield LearningCurveStopping(key, wanted, mode)
         yield ProgressBar(self._progress, metric=key)
 
-    def _fit_outside(self, loop: Any, model: nn.Module, epochs: int, *, is_final: bool) -> None:
-        """The user's own loop trains; it returns the model, which may be another object."""
-        trained = loop.train(model, epochs=epochs, validation=False, finetuning=not is_final)
-        if trained is not model and trained is not None:
-            model.load_state_dict(trained.state_dict())
+
+def tuned(settings: TrainerConfig, tuning: Tuning) -> TrainerConfig:
+    """`settings` with another learning rate, weight and temperature of distillation.
+
+    A weight of distillation switches it on, and leaves the rest up to 1 to the user's loss; 0
+    switches it off.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+    if tuning.lr_factor != 1:
+        optimizer = ScaledOptimizerFactory(settings.optimizer, tuning.lr_factor)
+        settings = replace(settings, optimizer=optimizer)
+    distillation, weight = settings.distillation, tuning.distillation_weight
+    if weight is not None:
+        check("distillation_weight", weight, 0 <= weight <= 1, "from 0 to 1")
+        distillation = replace(
+            distillation or DistillationConfig(), weight=weight, task_weight=1 - weight
+        )
+        distillation = distillation if weight else None
+    if distillation is not None and tuning.temperature is not None:
+        distillation = replace(distillation, temperature=tuning.temperature)
+    return replace(settings, distillation=distillation)
+
+
+def _fit_outside(loop: Any, model: nn.Module, epochs: int, *, is_final: bool) -> None:
+    """The user's own loop trains; it returns the model, which may be another object."""
+    trained = loop.train(model, epochs=epochs, validation=False, finetuning=not is_final)
+    if trained is not model and trained is not None:
+        model.load_state_dict(trained.state_dict())
+
+
+def _resume(trainer: Trainer, folder: Path) -> bool:
+    """Whether the fit goes on; a checkpoint that cannot be read is left out."""
+    try:
+        return trainer.resume()
+    except CheckpointError as error:
+        logger.warning("%s The fit begins anew.", error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+
+def _account(trainer: Trainer, epochs: int) -> Recovered:
+    """What was done, and why it was not more."""
+    done, reason = trainer.state.clock.epoch, trainer.state.stop_reason
+    return Recovered(done, f"stopped after {done} of {epochs} epochs: {reason}" if reason else "")
 
 
 def _length(loader: Any) -> int:

@@ -2,77 +2,62 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.config import Config
 from compressor.errors import ConfigError, ExportError, ModelError
-from compressor.export.verify import agreement
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_calls, check_training
-from compressor.frameworks.defaults import make_task
-from compressor.frameworks.deployment import QUANTIZATION, Deployment
+from compressor.frameworks.code_version import damage_version
+from compressor.frameworks.defaults import make_task, make_techniques
+from compressor.frameworks.deployment import Deployment
+from compressor.frameworks.further import further
 from compressor.frameworks.identity import source_of, stable
-from compressor.frameworks.latency_model import LatencyModel, group_latency_ms
-from compressor.frameworks.layer_costs import (
-    costly_layers,
-    latency_cost,
-    layer_state,
-    macs_cost,
-    size_cost,
-    stated_change,
-    stored_layers,
-    structural_changes,
-)
+from compressor.frameworks.judging import Judging
+from compressor.frameworks.layer_costs import effects_of, layer_state, stored_layers
 from compressor.frameworks.numbers import Numbers
-from compressor.frameworks.paired import evaluate_pairs
 from compressor.frameworks.quantized_training import load_plan, save_plan, train_quantized
 from compressor.frameworks.recovery import Recovery
-from compressor.frameworks.subset import Subset, draw_subset, model_digest, outputs_on
+from compressor.frameworks.reference_costs import ReferenceCosts
+from compressor.frameworks.sensing import Sensing
+from compressor.frameworks.subset import Subset, draw_subset, model_digest
 from compressor.interfaces.data import check_data, first_batch, move
-from compressor.interfaces.divergence import divergence
-from compressor.interfaces.inputs import ModelInputs, device_of
+from compressor.interfaces.inputs import ModelInputs
 from compressor.logs import get_logger
 from compressor.profiling.counts import count
-from compressor.profiling.memory import peak_activation_memory
 from compressor.progress import Progress
 from compressor.quantization.plan import Formats
-from compressor.result import Agreement, Choice, Cost, Plan, digest
+from compressor.result import Choice, Plan, digest
 from compressor.search.space import LayerChange, LayerCost, LayerState
+from compressor.search.tuning import Recovered, Tuning
+from compressor.search.variants import Base
 from compressor.structure import archive
 from compressor.structure.attention import replace_attention
-from compressor.structure.groups import ChannelGroup
 from compressor.structure.trace import (
     copy_model,
     copy_skeleton,
     export_graph,
     in_eval,
-    input_shapes,
 )
-from compressor.targets import Deployed
-from compressor.targets.layer_latencies import LayerLatencies
 from compressor.techniques import (
     TECHNIQUES,
     ChannelPruning,
     Stage,
-    Technique,
     TechniqueContext,
     apply_plan,
 )
-from compressor.training.algorithms.batchnorm import reestimate_batchnorm
 
 logger = get_logger(__name__)
 
 DRYRUN_BATCHES = 2
+SENSED = (Stage.DEPTH, Stage.WIDTH, Stage.RANK, Stage.VALUES, Stage.PALETTE, Stage.NUMBERS)
 EXAMPLE_SAMPLES = 32
-TIMING_SHARE = 0.1  # of the minutes: for timing single layers
 # How the kernels of each kind of target step (measured for ONNX Runtime on x86: fp32 by 16, int8
 # by 4 and never below 16); bytes and MACs do not step, but odd widths leave the fast layouts.
 WIDTH_MULTIPLE = {"latency": 16, "compression": 8, "macs": 8, "quantization": 8}
@@ -100,7 +85,7 @@ class TorchBench:
             job.data, self.config.eval_split, self.config.holdout, max_batches=limit
         )
         self.task = make_task(job)
-        self.techniques = _make_techniques(self.config)
+        self.techniques = make_techniques(self.config)
         self._given = in_eval(copy_model(job.model).to(self.device))
         self.reference = copy_model(self._given)
         if ChannelPruning.name in self.techniques:  # layers compare by name, so from the beginning
@@ -110,8 +95,6 @@ class TorchBench:
         self._job = job
         self._progress = progress
         self._lost: list[str] = []
-        self._looks = 0
-        self._baseline: Judged | None = None
         self._folder = run_dir / "reference"
         self._deployment = Deployment(self.config.target, self._folder)
         if self.config.optimization == "quantization" and not self._deployment.target.formats:
@@ -125,6 +108,10 @@ class TorchBench:
     def check(self) -> None:
         """Try everything once on two batches; see `frameworks.checks`."""
         check_training(self.task, self.reference, self.data, self.device, self.config)
+        counted = count(self.reference, self.example.with_batch(1).to(self.device))
+        if counted.uncounted:
+            names = ", ".join(sorted(counted.uncounted))
+            self._lose(f"The MACs of these operations are not known and not counted: {names}.")
         try:
             export_graph(copy_model(self.reference).cpu(), self.example)
             self._deployment.reference(self.reference, self.example)
@@ -136,6 +123,10 @@ class TorchBench:
             )
 
     def digest(self) -> str:
+        """Of what damages depend on: reference, subset, how outputs are compared, and our code."""
+        return digest([self._reference_digest(), damage_version()])
+
+    def _reference_digest(self) -> str:
         """Of the reference, the subset, and the task's way of comparing outputs."""
         return digest([model_digest(self.reference), self.subset.digest(), self.config.task_type])
 
@@ -146,7 +137,7 @@ class TorchBench:
         job = self._job
         functions = (job.forward_pass, job.eval_func, job.loss_function_cls)
         kwargs = stable(dict(job.loss_function_kwargs or {}))
-        return digest([self.digest(), judged, [source_of(f) for f in functions], kwargs])
+        return digest([self._reference_digest(), judged, [source_of(f) for f in functions], kwargs])
 
     def lost(self) -> Sequence[str]:
         """What cannot be done with this model, and why."""
@@ -158,7 +149,7 @@ class TorchBench:
 
     def looks(self) -> int:
         """Evaluations of the judged split in this process."""
-        return self._looks
+        return self._judging.looks
 
     # profile ----------------------------------------------------------------------------------
 
@@ -168,18 +159,11 @@ class TorchBench:
 
     def baseline(self) -> Judged:
         """The reference: metrics in torch, cost on the target in float32."""
-        metrics = self._evaluate(self.reference, self.config.eval_split)
-        deployed = self._deployment.reference(self.reference, self.example)
-        timing = self._deployment.time(deployed.module, self.example)
-        counted = count(self.reference, self.example.with_batch(1).to(self.device))
-        if counted.uncounted:
-            names = ", ".join(sorted(counted.uncounted))
-            self._lose(f"The MACs of these operations are not known and not counted: {names}.")
-        return Judged(metrics, self._cost(self.reference, deployed.size_bytes, timing.median_ms))
+        return self._judging.judge_reference()
 
     def use_baseline(self, baseline: Judged) -> None:
         """Take what an earlier process measured: latencies are reported on its scale."""
-        self._baseline = baseline
+        self._judging.baseline = baseline
 
     # propose and sense ------------------------------------------------------------------------
 
@@ -197,7 +181,17 @@ class TorchBench:
                 except ModelError as error:
                     self._lose(f"{technique.name} is left out: {error}")
                 advance()
-        return found
+        # First what saves most surely, should the minutes not suffice to sense all; then in the
+        # order in which the model runs: what runs before is computed once; see `Sensing`.
+        stages = {name: SENSED.index(TECHNIQUES.get(name).stage) for name in self.techniques}
+        return sorted(
+            found,
+            key=lambda choice: (stages[choice.technique], self._sensing.time_of(choice.site)),
+        )
+
+    def further(self, choices: Sequence[Choice], made: Plan) -> list[Choice]:
+        """Those of `choices` that can be made of a variant of the plan `made`."""
+        return further(choices, made)
 
     def layers(self) -> Mapping[str, LayerState]:
         """Convolutions, linear layers and embeddings of the reference."""
@@ -205,59 +199,58 @@ class TorchBench:
 
     def effects(self, choices: Sequence[Choice]) -> Mapping[str, Mapping[str, LayerChange]]:
         """What each choice does to each layer, as it says or read off an edited copy."""
-        before = self.layers()
-        effects = {}
-        for choice in choices:
-            stated = stated_change(choice)
-            if stated is not None:
-                effects[choice.key] = {choice.site: stated}
-            else:
-                copy = copy_skeleton(self.reference)
-                apply_plan(copy, Plan((choice,)), self.techniques, self.context)
-                effects[choice.key] = structural_changes(before, copy)
-        return effects
+        return effects_of(self.reference, choices, self._applied)
+
+    def _applied(self, choice: Choice) -> nn.Module:
+        """A copy of the reference that has the structure after one choice."""
+        copy = copy_skeleton(self.reference)
+        apply_plan(copy, Plan((choice,)), self.techniques, self.context)
+        return copy
 
     def layer_cost(self, resource: str) -> LayerCost:
         """Cost of a layer in a state."""
-        layers = costly_layers(self.reference)
-        if resource == "size_bytes":
-            stored = stored_layers(self.reference)
-            return size_cost(stored, stores_compact=self._deployment.target.stores_compact)
-        if resource == "macs":
-            counted = count(self.reference, self.example.with_batch(1).to(self.device))
-            return macs_cost(
-                layers,
-                {layer.name: layer.macs for layer in counted.layers},
-                {layer.name: layer.input_shape for layer in counted.layers},
-            )
-        cost = self._latency.cost  # of LSTMs, attention and tables no time is measured alone
-        return lambda name, state: cost(name, state) if name in layers else 0.0
+        return self._costs.layer_cost(resource)
 
-    def damage_of(self, choice: Choice) -> float:
-        """Divergence of the outputs on the subset when `choice` alone is made."""
-        if self.is_number(choice.technique):
-            module = self._numbers.simulate(choice)
-            outputs = outputs_on(module, self.subset.inputs, device_of(module))
-        else:
-            variant = self.build(Plan((choice,)))
-            outputs = outputs_on(variant, self.subset.inputs, self.device)
-        is_classifier = self.config.task_type == "classification"
-        return divergence(outputs, self._reference_outputs, is_classifier=is_classifier)
+    def damage_of(self, plan: Plan, base: Base[nn.Module] | None = None) -> float:
+        """Divergence of the outputs on the subset when `plan` is made."""
+        damage = 0.0
+        numbers = Plan(tuple(choice for choice in plan if self.is_number(choice.technique)))
+        if len(numbers):
+            damage += self._sensing.divergence_of(self._numbers.simulate(numbers))
+        if len(numbers) < len(plan):
+            damage += self._sensing.damage_of(plan, base)
+        return damage
 
     # build, recover, judge --------------------------------------------------------------------
 
-    def build(self, plan: Plan) -> nn.Module:
-        """A copy of the reference with `plan` applied and its batch norms re-estimated."""
-        model = copy_model(self.reference if len(plan) else self._given)
-        if len(plan):
-            apply_plan(model, plan, self.techniques, self.context)
-            self._reestimate(model)
-        return in_eval(model)
+    def build(self, plan: Plan, base: Base[nn.Module] | None = None) -> nn.Module:
+        """A copy of the reference, or of `base`, with `plan` applied and repaired."""
+        if not len(plan):
+            return in_eval(copy_model(self._given))
+        return self._sensing.build(plan, base)
+
+    def reranked(self, plan: Plan, importance: str) -> Plan:
+        """`plan` with as many channels kept everywhere, by another criterion."""
+        pruning = self.techniques.get(ChannelPruning.name)
+        if not isinstance(pruning, ChannelPruning):
+            return plan
+        mine, others = plan.of(pruning.name), plan.without(pruning.name)
+        reranked = pruning.reranked(self.reference, mine.choices, importance, self.context)
+        return Plan((*others, *reranked))
 
     def recover(
-        self, model: nn.Module, plan: Plan, epochs: int, folder: Path, *, is_final: bool
-    ) -> None:
+        self,
+        model: nn.Module,
+        plan: Plan,
+        epochs: int,
+        folder: Path,
+        *,
+        is_final: bool,
+        tuning: Tuning,
+        wanted: float | None = None,
+    ) -> Recovered:
         """Fine-tune `model` in place; `folder` keeps what an interrupted fit needs to go on."""
+        self._sensing.release()
         algorithms = [
             algorithm
             for technique in self.techniques.values()
@@ -268,27 +261,27 @@ class TorchBench:
             raise ModelError(
                 "Numbers of few bits are not trained beside zeros or palettes that must stay."
             )
+        how: dict[str, Any] = {"is_final": is_final, "tuning": tuning, "wanted": wanted}
         if formats:
-            self._train_numbers(model, formats, epochs, folder, is_final=is_final)
-            return
-        self.recovery.fit(model, epochs, folder, is_final=is_final, algorithms=algorithms)
+            fit = partial(self.recovery.fit_quantized, epochs=epochs, folder=folder, **how)
+            return self._train_numbers(model, formats, fit)
+        told = self.recovery.fit(model, epochs, folder, algorithms=algorithms, **how)
         if self.config.external_training_loop is not None:  # which knows nothing of the algorithms
             for technique in self.techniques.values():
                 if technique.stage in (Stage.VALUES, Stage.PALETTE):
                     technique.apply(model, plan.of(technique.name).choices, self.context)
+        return told
 
     def _train_numbers(
-        self, model: nn.Module, formats: Formats, epochs: int, folder: Path, *, is_final: bool
-    ) -> None:
+        self, model: nn.Module, formats: Formats, fit: Callable[[nn.Module], Recovered]
+    ) -> Recovered:
         batch = move(first_batch(self.data["train"]), self.device)
-        train_quantized(
+        return train_quantized(
             model,
             formats,
             self.example.to(self.device),
             (inputs.to(self.device) for inputs in self.subset.inputs),
-            fit=partial(
-                self.recovery.fit_quantized, epochs=epochs, folder=folder, is_final=is_final
-            ),
+            fit=fit,
             loss=lambda tried: self.task.loss(tried, batch),
         )
 
@@ -302,11 +295,7 @@ class TorchBench:
             deployed = self._deployment.deploy(
                 model, self.example, folder, plan, self.subset.inputs
             )
-            latency_ms = self._latency_ms(deployed.module)
-            return Judged(
-                self._evaluate(deployed.module, self.config.eval_split),
-                self._cost(model, deployed.size_bytes, latency_ms),
-            )
+            return self._judging.judge(model, deployed, self.config.eval_split)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Structure and weights, without pickle."""
@@ -322,50 +311,24 @@ class TorchBench:
 
     def export(self, model: nn.Module, plan: Plan, folder: Path) -> Exported:
         """Every format that was asked for, and what was measured on the file to deploy."""
+        self._sensing.release()
         split = self.config.holdout or self.config.eval_split
         files = self._deployment.export(
             model, self.example, folder, plan, self.subset.inputs, self.config.export
         )
         self.save(model, folder / "model")
-        deployed = files.deployed.module
-        metrics, reference = self._evaluate(deployed, split), self._reference_metrics(split)
+        judged = self._judging.judge(model, files.deployed, split)
+        reference = self._judging.reference_metrics(split)
         key = self.config.eval_key or next(iter(reference))
+        whole = (reference[key], judged.metrics[key])
         return Exported(
             artifacts={**files.paths, "model_dir": folder / "model"},
-            judged=Judged(
-                metrics,
-                self._cost(model, files.deployed.size_bytes, self._latency_ms(deployed)),
-            ),
+            judged=judged,
             reference_metrics=reference,
             parity=files.parity,
-            paired=evaluate_pairs(
-                lambda each, loader: self.task.evaluate(each, loader, self.config.device),
-                self.reference,
-                deployed,
-                self.data[split],
-                key,
-                (reference[key], metrics[key]),
-            ),
-            agreement=self._agreement(files.deployed, split),
+            paired=self._judging.pair(files.deployed.module, split, key, whole),
+            agreement=self._judging.agreement(files.deployed, split),
             notes=files.notes,
-        )
-
-    def _agreement(self, deployed: Deployed, split: str) -> Agreement | None:
-        """Of a quantized file that names classes, on the first samples of `split`, unlabelled."""
-        kind = self.config.task_type
-        if deployed.simulate is None or kind not in {"classification", "segmentation"}:
-            return None
-        judged = draw_subset(
-            self.data[split],
-            lambda batch: self.task.inputs(self.reference, batch),
-            self.config.seed,
-        )
-        return agreement(
-            deployed.module,
-            deployed.simulate(),
-            self.reference,
-            judged.inputs,
-            has_positions=kind == "segmentation",
         )
 
     def runtime_model(self, artifacts: Mapping[str, Path]) -> nn.Module:
@@ -393,82 +356,70 @@ class TorchBench:
     def context(self) -> TechniqueContext:
         """What the techniques may know."""
         multiple = WIDTH_MULTIPLE[self.config.optimization]
+        is_latency = self.config.optimization == "latency"
         return TechniqueContext(
             inputs=self.example.to(self.device),
             width_multiple=multiple,
             min_width=multiple,
             importance=self.config.importance,
-            group_cost=self._group_cost if self.config.optimization == "latency" else None,
+            group_cost=(lambda *of: self._costs.group_cost(*of)) if is_latency else None,
             accumulate_gradients=self._accumulate_gradients,
             stores_compact=self._counts_bytes and self._deployment.target.stores_compact,
-            layer_saves=self._layer_saves if self.config.optimization == "latency" else None,
+            layer_saves=(lambda *of: self._costs.layer_saves(*of)) if is_latency else None,
             layer_formats=lambda: self._numbers.formats,
         )
 
     @cached_property
     def recovery(self) -> Recovery:
         """The trainer's side of the job."""
-        assert self._baseline is not None
         return Recovery(
             self.config,
-            self.config.eval_key or next(iter(self._baseline.metrics)),
+            self.config.eval_key or next(iter(self._judging.reference.metrics)),
             self.task,
             self.reference,
             self.data,
-            lambda model: self._evaluate(model, self.config.eval_split),
+            lambda model: self._judging.evaluate(model, self.config.eval_split),
             self._progress,
         )
 
     @cached_property
-    def _reference_outputs(self) -> list[list[Tensor]]:
-        return list(outputs_on(self.reference, self.subset.inputs, self.device))
-
-    def _layer_saves(self, name: str, form: str, ranks: tuple[int, ...]) -> bool:
-        """Whether a layer is faster as a chain, at the widths of the reference and in float."""
-        if name not in self.layers():  # inside an attention that pruning replaces
-            return False
-        whole = self.layers()[name]
-        chain = replace(whole, form=form, ranks=ranks)
-        return self._latency.cost(name, chain) < self._latency.cost(name, whole)
-
-    def _group_cost(self, group: ChannelGroup, width: int) -> float:
-        """Milliseconds of the layers of `group` at a width."""
-        layers = costly_layers(self.reference)
-        return group_latency_ms(group, width, layers, self._latency.cost, self._int8_layers)
-
-    @property
-    def _int8_layers(self) -> Sequence[str]:
-        """Layers that may be quantized in this run."""
-        return self._numbers.static_layers if QUANTIZATION in self.techniques else ()
+    def _judging(self) -> Judging:
+        """Evaluates and times."""
+        return Judging(
+            self.config,
+            self.task,
+            self.data,
+            self.reference,
+            self.example,
+            lambda: self._deployment,
+        )
 
     @cached_property
-    def _latency(self) -> LatencyModel:
-        """Milliseconds of layers within the reference."""
-        assert self._baseline is not None
-        inputs = self.example.with_batch(self.config.target.batch_size).to(self.device)
-        layers, shapes = costly_layers(self.reference), input_shapes(self.reference, inputs)
-        minutes = self.config.budget.minutes
-        key = digest([self.digest(), dict(self.target()), minutes, sorted(self.techniques)])
-        told = LayerLatencies(self._folder / f"layer_costs-{key}.jsonl")
-        model = LatencyModel(
-            {name: layer_state(layer) for name, layer in layers.items()},
-            latency_cost(layers, shapes, self._deployment.layer_latency_ms),
-            self.layer_cost("macs"),
-            told,
-            limit_seconds=math.inf if minutes is None else minutes * 60 * TIMING_SHARE,
+    def _sensing(self) -> Sensing:
+        """Makes variants, and measures their damage."""
+        return Sensing(
+            self.reference,
+            self.subset,
+            self.techniques,
+            lambda: self.context,
+            is_classifier=self.config.task_type == "classification",
         )
-        model.calibrate(self._baseline.cost.latency_ms)
-        if int8 := self._int8_layers:
-            mixed = int8[1::3]  # none of them beside another
-            int8_ms = told.get("int8", lambda: self._int8_latency_ms(int8))
-            others = [name for name in int8 if name not in mixed]
-            mixed_ms = told.get("mixed", lambda: self._int8_latency_ms(others))
-            model.calibrate_int8(int8, int8_ms, mixed, mixed_ms)
-        return model
 
-    def _int8_latency_ms(self, layers: Sequence[str]) -> float:
-        """Of the reference with `layers` in int8."""
-        return self._latency_ms(self._numbers.runtime_model(layers))
+    @cached_property
+    def _costs(self) -> ReferenceCosts:
+        """What layers of the reference cost."""
+        return ReferenceCosts(
+            self.reference,
+            self.example,
+            self.config,
+            self._deployment,
+            self._numbers,
+            techniques=self.techniques,
+            folder=self._folder,
+            key=self._reference_digest(),
+            latency_ms=lambda: self._judging.reference.cost.latency_ms,
+            time_ms=self._judging.latency_ms,
+        )
 
     @cached_property
     def _numbers(self) -> Numbers:
@@ -495,56 +446,6 @@ class TorchBench:
             terms = self.task.loss(model, move(batch, self.device))
             torch.stack([term.float() for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
 
-    def _reestimate(self, model: nn.Module) -> None:
-        reestimate_batchnorm(
-            model, self.subset.inputs, lambda m, inputs: inputs.to(self.device).call(m)
-        )
-
-    def _reference_metrics(self, split: str) -> Mapping[str, float]:
-        assert self._baseline is not None
-        if split == self.config.eval_split:
-            return self._baseline.metrics
-        return self._evaluate(self.reference, split)
-
-    def _evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        self._looks += split == self.config.eval_split
-        return self.task.evaluate(model, self.data[split], self.config.device)
-
-    def _cost(self, model: nn.Module, size_bytes: int, latency_ms: float) -> Cost:
-        inputs = self.example.with_batch(1).to(self.device)
-        counted = count(model, inputs)
-        memory_bytes = peak_activation_memory(model, inputs)
-        return Cost(counted.params, counted.macs, size_bytes, latency_ms, memory_bytes)
-
-    def _latency_ms(self, module: nn.Module) -> float:
-        """On the scale of the baseline; see `Deployment.time_beside`."""
-        assert self._baseline is not None
-        deployed = self._deployment.reference(self.reference, self.example)
-        return self._deployment.time_beside(
-            deployed.module,
-            module,
-            self.example,
-            reference_ms=self._baseline.cost.latency_ms,
-        )
-
     def _lose(self, sentence: str) -> None:
         logger.warning("%s", sentence)
         self._lost.append(sentence)
-
-
-def _make_techniques(config: Config) -> dict[str, Technique]:
-    """One instance of each that is wanted; `quantization` wants those that change numbers alone.
-
-    Raises:
-        ConfigError: if there is no technique of a name, or none is left.
-    """
-    names = list(config.techniques or TECHNIQUES.names())
-    classes = {name: TECHNIQUES.get(name) for name in names}
-    if config.optimization == "quantization":
-        classes = {name: cls for name, cls in classes.items() if cls.stage is Stage.NUMBERS}
-    if not classes:
-        raise ConfigError(
-            f"techniques={names} has none that quantizes, and optimization='quantization'. Add "
-            "'quantization', or choose another optimization."
-        )
-    return {name: cls() for name, cls in classes.items()}

@@ -23,6 +23,7 @@ DEFAULT_OPTIMIZER: Mapping[str, Any] = {
     "nesterov": True,
     "weight_decay": 1e-4,
 }
+DEFAULT_LR = 0.01  # of it
 
 
 class NativeOptimizerFactory(ABC):
@@ -83,6 +84,28 @@ class AdjustedOptimizerFactory(NativeOptimizerFactory):
             )
         for group in optimizer.param_groups:
             group.update(self.options)
+        return optimizer
+
+
+class ScaledOptimizerFactory(NativeOptimizerFactory):
+    """The optimizer that a description gives, with all its learning rates times a factor.
+
+    Args:
+        spec: as `make_optimizer` takes it.
+        lr_factor: above 0.
+    """
+
+    def __init__(self, spec: OptimizerSpec | None, lr_factor: float) -> None:
+        if not lr_factor > 0:
+            raise ConfigError(f"lr_factor={lr_factor} trains nothing. Write a number above 0.")
+        self.spec = spec
+        self.lr_factor = lr_factor
+
+    def make(self, native_model: nn.Module) -> Optimizer:
+        """The optimizer, changed before its first step."""
+        optimizer = make_optimizer(self.spec, native_model, DEFAULT_LR)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * self.lr_factor
         return optimizer
 
 

@@ -1,11 +1,12 @@
 """Which choice at which site: the least cost for a total damage, exactly.
 
-Damage adds over sites; cost does not: what a convolution costs depends on the widths of its input
-and its output, on its bits, and on whether its block is there at all. So cost is a sum of
-*factors*, each a table over the options of the few sites that touch one layer. This is the
-multiple-choice knapsack with such tables, as a mixed-integer linear program: integer per option,
-and for each factor a continuous joint distribution whose marginals are those integers, which makes
-it integral by itself. Solved by HiGHS through `scipy.optimize.milp`.
+Damage adds over sites, but for pairs that were measured together; cost does not: what a convolution
+costs depends on the widths of its input and its output, on its bits, and on whether its block is
+there at all. So cost is a sum of *factors*, each a table over the options of the few sites that
+touch one layer. This is the multiple-choice knapsack with such tables, as a mixed-integer linear
+program: integer per option, and for each factor a continuous joint distribution whose marginals are
+those integers, which makes it integral by itself.
+Solved by HiGHS through `scipy.optimize.milp`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from scipy.sparse import coo_array
 
 Floats = NDArray[np.float64]
 
-SOLVER_SECONDS = 30.0  # a limit, not a wait: the problems met so far take under 2 s
+MOST_NODES = 5_000  # of the search tree: a limit that does not depend on the machine's load
 RELATIVE_GAP = 1e-5  # far below what the measured tables are worth
 TIE_BREAK = 1e-3  # part of the whole cost that the damages of all choices together weigh
+MOST_DAMAGE = 5.0  # nats: a hopeless choice must not make all others alike
 LEAST_DAMAGE = 1e-6  # a choice that measured no damage is still a change
 
 
@@ -60,6 +62,7 @@ class Problem:
         sites: all of them.
         factors: whose sum is the objective's cost.
         overrules: pairs of sites; taking any option of the first forbids those of the second.
+        interactions: damage beyond the sum, of options that are taken together.
         limits: further resources, each with its factors and its upper bound.
     """
 
@@ -67,14 +70,16 @@ class Problem:
     factors: tuple[Factor, ...]
     overrules: tuple[tuple[int, int], ...] = ()
     limits: tuple[tuple[tuple[Factor, ...], float], ...] = field(default=())
+    interactions: tuple[Factor, ...] = ()
 
     def cost(self, options: Sequence[int]) -> float:
         """The objective's cost when option `options[i]` is taken at site i."""
         return total_cost(self.factors, options)
 
     def damage(self, options: Sequence[int]) -> float:
-        """The sum of the damages of the options taken."""
-        return float(sum(site.damage[o] for site, o in zip(self.sites, options, strict=True)))
+        """The sum of the damages of the options taken, and of what they do to each other."""
+        alone = sum(site.damage[o] for site, o in zip(self.sites, options, strict=True))
+        return float(alone) + total_cost(self.interactions, options)
 
 
 def total_cost(factors: Sequence[Factor], options: Sequence[int]) -> float:
@@ -87,14 +92,17 @@ def least_cost(problem: Problem, damage_limit: float = np.inf) -> list[int] | No
     program = _Program(problem)
     damage = program.damage()
     if np.isfinite(damage_limit):
-        program.at_most(damage, damage_limit)
+        together, _ = program.cost(problem.interactions)
+        row = {at: damage.get(at, 0.0) + together.get(at, 0.0) for at in {**damage, **together}}
+        program.at_most(row, damage_limit)
     objective, _ = program.cost(problem.factors)
     # Of options that cost the same the harmless one: damage that buys nothing is not taken.
     whole = problem.cost([0] * len(problem.sites))
-    weight = TIE_BREAK * whole / max(sum(damage.values()), TIE_BREAK)
+    harms = {column: min(harm, MOST_DAMAGE) for column, harm in damage.items()}
+    weight = TIE_BREAK * whole / max(sum(harms.values()), TIE_BREAK)
     for (_, option), column in program.option_at.items():
         if option:
-            harm = weight * max(damage[column], LEAST_DAMAGE)
+            harm = weight * max(harms[column], LEAST_DAMAGE)
             objective[column] = objective.get(column, 0.0) + harm
     return program.solve(objective)
 
@@ -122,7 +130,7 @@ class _Program:
             self.at_most(row, bound - constant)
 
     def damage(self) -> dict[int, float]:
-        """Coefficients of the variables."""
+        """Coefficients of the variables: of each option alone."""
         return {at: self.problem.sites[i].damage[o] for (i, o), at in self.option_at.items()}
 
     def cost(self, factors: Sequence[Factor]) -> tuple[dict[int, float], float]:
@@ -155,7 +163,7 @@ class _Program:
             integrality=integrality,
             bounds=Bounds(0, 1),
             constraints=self._constraints(),
-            options={"time_limit": SOLVER_SECONDS, "mip_rel_gap": RELATIVE_GAP},
+            options={"node_limit": MOST_NODES, "mip_rel_gap": RELATIVE_GAP},
         )
         if found.x is None:
             return None

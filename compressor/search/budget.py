@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -39,7 +40,7 @@ class Spending:
     def seconds_left(self) -> float:
         """Until the limit; infinity without one, 0 beyond it."""
         if self.limit_seconds is None:
-            return float("inf")
+            return math.inf
         return max(self.limit_seconds - self.seconds, 0.0)
 
     @property
@@ -53,3 +54,10 @@ class Spending:
             return False
         self.trials_left -= 1
         return True
+
+    def part(self, until_seconds: float, trials: int) -> Spending:
+        """A share of this: the same clock, until it shows so much, and at most so many trials."""
+        share = Spending(None, min(trials, self.trials_left), clock=self._clock)
+        share._start = self._start
+        share.limit_seconds = None if math.isinf(until_seconds) else until_seconds
+        return share

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from compressor.result import Agreement, Certificate, Cost, Interval, Parity, VariantRecord
+from compressor.search.goal import Goal
 from compressor.search.interval import Paired, drop_interval
-from compressor.search.search import Goal
 
 SLOWER_RATIO = 0.97  # of latencies; what is nearer to 1 is the noise of timing
 
@@ -90,7 +90,7 @@ def _slower(goal: Goal, before: Cost, after: Cost) -> str:
     ratio = before.latency_ms / after.latency_ms
     if ratio >= SLOWER_RATIO:
         return ""
-    is_timed = goal.resource == "latency_ms"
+    is_timed = "latency_ms" in goal.resources
     other = "" if is_timed else "Write optimization='latency', which takes what saves time; or l"
     return (
         f"The file is slower than the reference: {after.latency_ms:.3g} ms where that takes "
@@ -137,16 +137,22 @@ def explain(
         records: all variants.
         choices: how many were proposed.
     """
+    wanted = " and ".join(goal.resources)
     if best is not None and best.cost is not None and len(best.plan):
         if goal.value(best.cost) < goal.value(reference):
             return ""
-        return f"no variant within delta has less {goal.resource} than the reference"
+        return f"no variant within delta has less {wanted} than the reference"
     done = [record for record in records if record.status == "done" and len(record.plan)]
     if not choices:
         return "no technique offers anything on this model and target"
+    if not records and goal.limits:
+        bounds = ", ".join(f"budget.{name}={bound:g}" for name, bound in goal.limits)
+        return (
+            f"no plan is predicted to meet {bounds}, or the budget ended before the first variant"
+        )
     if not records:
         return (
-            f"no plan is predicted to need less {goal.resource} than the reference, or the budget "
+            f"no plan is predicted to need less {wanted} than the reference, or the budget "
             "ended before the first variant"
         )
     if not done:
@@ -156,4 +162,17 @@ def explain(
         f"none of {len(done)} variants kept {goal.key!r} within {goal.delta:g} of "
         f"{goal.reference:.4g}; the nearest, {nearest.id}, lost {goal.drop(nearest):.4g}. More "
         "epochs, more data or a larger delta may help"
+    )
+
+
+def conclude(
+    goal: Goal, best: VariantRecord | None, records: Sequence[VariantRecord], reason: str
+) -> str:
+    """What the search came to."""
+    if best is None or best.cost is None:
+        return f"The reference itself is the answer: {reason}."
+    within = sum(goal.holds(record) for record in records)
+    return (
+        f"Variant {best.id} is taken: of {within} variants within delta, {len(records)} in all, it "
+        f"has the least {' and '.join(goal.resources)}."
     )

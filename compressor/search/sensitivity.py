@@ -19,6 +19,8 @@ from compressor.result import Choice
 logger = get_logger(__name__)
 
 HOPELESS = 1e6  # stands for a choice whose outputs are not finite
+MOST_DAMAGE = 5.0  # outputs that have nothing to do with the reference's any more
+MILD_FIRST = frozenset({"channel_pruning", "low_rank"})  # whose choices at a site come so
 SAVE_EVERY = 20
 
 
@@ -33,7 +35,8 @@ def sense(
 ) -> dict[str, float]:
     """Damage of every choice, by choice key; what `path` already knows is not measured again.
 
-    Choices for which there is no time are left out, with a warning.
+    Widths and ranks of a site come mild to severe: once one is hopeless, those behind it are not
+    measured, and count as much. Choices for which there is no time are left out, with a warning.
 
     Args:
         choices: what to measure.
@@ -43,23 +46,43 @@ def sense(
         has_time: asked before each measurement.
         progress: shows how far it is.
     """
-    maps: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    maps = _read(path)
     known = maps.setdefault(key, {})
     missing = [choice for choice in choices if choice.key not in known]
     if missing and len(missing) < len(choices):
         logger.info("%d of %d damages are known already", len(choices) - len(missing), len(choices))
+    worst: dict[tuple[str, str], float] = {}  # of a technique at a site, so far
+    count = 0
     with progress.task("sense", total=len(missing)) as advance:
-        for count, choice in enumerate(missing, start=1):
-            if not has_time():
-                left = len(missing) - count + 1
-                logger.warning("%d choices are left out: the minutes are needed for others", left)
-                break
-            damage = damage_of(choice)
-            known[choice.key] = damage if math.isfinite(damage) else HOPELESS
-            logger.debug("%s at %s, %s: %.5f", choice.technique, choice.site, choice.label, damage)
-            if count % SAVE_EVERY == 0:
-                write_text(path, json.dumps(maps))
-            advance()
+        for choice in choices:
+            place = (choice.technique, choice.site)
+            if choice.key not in known:
+                if not has_time():
+                    left = len(missing) - count
+                    logger.warning("%d choices are left out: time is needed for others", left)
+                    break
+                milder = worst.get(place, 0.0)
+                damage = milder if milder >= MOST_DAMAGE else damage_of(choice)
+                known[choice.key] = damage if math.isfinite(damage) else HOPELESS
+                logger.debug("%s at %s, %s: %.5f", *place, choice.label, damage)
+                count += 1
+                if count % SAVE_EVERY == 0:
+                    write_text(path, json.dumps(maps))
+                advance()
+            if choice.technique in MILD_FIRST:
+                worst[place] = max(worst.get(place, 0.0), known[choice.key])
     if missing:
         write_text(path, json.dumps(maps))
     return {choice.key: known[choice.key] for choice in choices if choice.key in known}
+
+
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    """The maps on disk; none where the file is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        maps: dict[str, dict[str, float]] = json.loads(path.read_text())
+    except ValueError:
+        logger.warning("%s cannot be read: damages are measured anew", path)
+        return {}
+    return maps

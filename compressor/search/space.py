@@ -11,10 +11,11 @@ from math import prod
 import numpy as np
 
 from compressor.result import Choice, Plan
-from compressor.search.allocate import Factor, Problem, Site
+from compressor.search.allocate import Factor, Floats, Problem, Site
 
 FLOAT_BITS = 32
 MOST_ENTRIES = 4096  # of one factor; six sites of four options
+NOTHING = Plan()
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,30 @@ class Space:
     """The choices of a run as one problem: what may be combined, at what damage and cost."""
 
     def __init__(
-        self, choices: Sequence[Choice], effects: Effects, layers: Mapping[str, LayerState]
+        self,
+        choices: Sequence[Choice],
+        effects: Effects,
+        layers: Mapping[str, LayerState],
+        made: Plan = NOTHING,
     ) -> None:
         """Group the choices by site.
 
         Args:
             choices: from all techniques.
-            effects: of each choice, by its key.
+            effects: of each choice, by its key; those in `made` too.
             layers: every layer whose cost can change, as it is in the reference.
+            made: choices that every plan holds, unless another one of the same site takes its
+                place.
         """
         self.layers = layers
         self.effects = effects
-        self.sites: dict[tuple[str, str], list[Choice]] = {}
+        first = {(choice.technique, choice.site): choice for choice in made}
+        self.sites: dict[tuple[str, str], list[Choice]] = {site: [] for site in first}
         for choice in choices:
             self.sites.setdefault((choice.technique, choice.site), []).append(choice)
-        self._options: list[list[Choice | None]] = [[None, *c] for c in self.sites.values()]
+        self._options: list[list[Choice | None]] = [
+            [first.get(site), *choices] for site, choices in self.sites.items()
+        ]
 
     def problem(
         self,
@@ -130,6 +140,11 @@ class Space:
         taken = [self._options[i][option] for i, option in enumerate(options)]
         return Plan(tuple(choice for choice in taken if choice is not None))
 
+    def taken(self, options: Sequence[int]) -> list[Choice]:
+        """The choices of the sites that are not left as they are, in the order of the sites."""
+        pairs = zip(self._options, options, strict=True)
+        return [choice for site, o in pairs if o and (choice := site[o]) is not None]
+
     def options(self, plan: Plan) -> list[int]:
         """The inverse of `plan`, for plans made of this space's choices."""
         keys = {choice.key for choice in plan}
@@ -137,6 +152,26 @@ class Space:
             next((o for o, c in enumerate(options) if c is not None and c.key in keys), 0)
             for options in self._options
         ]
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether `plan` is made of this space's choices."""
+        return self.plan(self.options(plan)) == plan
+
+    def interactions(self, damages: Mapping[tuple[str, str], float]) -> tuple[Factor, ...]:
+        """Damages of pairs of choices, by key, beyond their sum: as tables over two sites."""
+        place = {
+            choice.key: (site, option)
+            for site, options in enumerate(self._options)
+            for option, choice in enumerate(options)
+            if choice is not None
+        }
+        tables: dict[tuple[int, int], Floats] = {}
+        for pair, damage in damages.items():
+            if all(key in place for key in pair):
+                (i, a), (j, b) = sorted(place[key] for key in pair)
+                shape = len(self._options[i]), len(self._options[j])
+                tables.setdefault((i, j), np.zeros(shape))[a, b] = damage
+        return tuple(Factor(sites, table) for sites, table in tables.items())
 
     def _factors(self, layer_cost: LayerCost) -> tuple[Factor, ...]:
         return tuple(chain(*(self._factor(layer, layer_cost) for layer in self.layers)))

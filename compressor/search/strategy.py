@@ -9,13 +9,14 @@ Scales are logarithmic: what counts is a ratio.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from compressor.result import Plan
+from compressor.result import Choice, Plan
 from compressor.search.allocate import Problem, least_cost
 from compressor.search.space import Space
 
-DAMAGE_PER_PERCENT = 0.4  # first guess: nats of divergence that a drop of 1 % of the metric allows
+DAMAGE_PER_PERCENT = 0.1  # first guess: nats of divergence, repaired, that a drop of 1 % allows
 MIN_DAMAGE = 1e-4
 MAX_DAMAGE = 5.0  # outputs that have nothing to do with the reference's any more
 RESOLUTION = 1.2  # a bracket narrower than this ratio of damages is decided
@@ -32,7 +33,10 @@ class Proposal:
 
 
 class DamageSearch:
-    """Ask for a plan, tell its drop; each answer narrows the bracket."""
+    """Ask for a plan, tell its drop; each answer narrows the bracket.
+
+    A plan is asked for again until something is told of it.
+    """
 
     def __init__(self, problem: Problem, space: Space, *, allowed_fraction: float) -> None:
         """Start from a guess.
@@ -45,8 +49,8 @@ class DamageSearch:
         self._problem = problem
         self._space = space
         self._guess = DAMAGE_PER_PERCENT * allowed_fraction * 100
-        self._told: list[tuple[float, float]] = []  # damage, drop
-        self._asked: set[str] = {Plan().digest}
+        self._told: list[tuple[Plan, float]] = []  # with its drop
+        self._known: set[str] = {self.describe(Plan()).plan.digest}
 
     def ask(self, allowed: float, *, cost_below: float = math.inf) -> Proposal | None:
         """The next plan, for a drop of `allowed`; None when nothing new is in the bracket.
@@ -60,16 +64,47 @@ class DamageSearch:
         while holds * RESOLUTION < fails:
             proposal = self.at(damage)
             if proposal is not None and self._is_new(proposal, cost_below):
-                self._asked.add(proposal.plan.digest)
                 return proposal
             # Plans are discrete: up to this damage there is nothing new.
             holds = damage
             damage = math.sqrt(holds * fails)
         return None
 
-    def tell(self, proposal: Proposal, drop: float) -> None:
-        """Say how far the metric of `proposal` dropped; infinitely, if it failed."""
-        self._told.append((min(max(proposal.damage, MIN_DAMAGE), MAX_DAMAGE), drop))
+    def tell(self, plan: Plan, drop: float) -> None:
+        """Say how far the metric of `plan` dropped; infinitely, if it failed."""
+        self._known.add(plan.digest)
+        self._told.append((plan, drop))
+
+    def knows(self, plan: Plan) -> bool:
+        """Whether it is made of this space's choices."""
+        return self._space.holds(plan)
+
+    def learn(self, interactions: Mapping[tuple[str, str], float]) -> None:
+        """Take what choices do to each other into account, from now on and in what was told.
+
+        Args:
+            interactions: the damage of two choices, by their keys, beyond the sum of both.
+        """
+        factors = self._space.interactions(interactions)
+        self._problem = replace(self._problem, interactions=factors)
+
+    def new_choices(self, plan: Plan) -> list[Choice]:
+        """Those of `plan` that not every plan has, in the order of the sites."""
+        return self._space.taken(self._space.options(plan))
+
+    def damage_of(self, plan: Plan) -> float:
+        """What the allocation reckons with."""
+        return self.describe(plan).damage
+
+    @property
+    def first_damage(self) -> float:
+        """Of the first guess."""
+        return self._guess
+
+    @property
+    def cost_of_nothing(self) -> float:
+        """The objective where no choice is made."""
+        return self.describe(Plan()).cost
 
     def at(self, damage_limit: float) -> Proposal | None:
         """The cheapest plan of that damage or less."""
@@ -86,18 +121,27 @@ class DamageSearch:
         )
 
     def _is_new(self, proposal: Proposal, cost_below: float) -> bool:
-        return proposal.plan.digest not in self._asked and proposal.cost < cost_below
+        return proposal.plan.digest not in self._known and proposal.cost < cost_below
 
     def _bracket(self, allowed: float) -> tuple[float, float]:
         """The largest damage that held, and the smallest above it that did not."""
-        holds = max((d for d, drop in self._told if drop <= allowed), default=MIN_DAMAGE)
-        failed = (d for d, drop in self._told if drop > allowed and d > holds)
+        told = self._told_damages()
+        holds = max((d for d, drop in told if drop <= allowed), default=MIN_DAMAGE)
+        failed = (d for d, drop in told if drop > allowed and d > holds)
         return holds, min(failed, default=MAX_DAMAGE)
+
+    def _told_damages(self) -> list[tuple[float, float]]:
+        """Damage, as it is reckoned now, and drop."""
+        damages = [self.describe(plan).damage for plan, _ in self._told]
+        return [
+            (min(max(damage, MIN_DAMAGE), MAX_DAMAGE), drop)
+            for damage, (_, drop) in zip(damages, self._told, strict=True)
+        ]
 
     def _next(self, holds: float, fails: float, allowed: float) -> float:
         damage = self._guess
         if self._told:
-            last, drop = self._told[-1]
+            last, drop = self._told_damages()[-1]
             step = allowed / drop if drop > 0 else LARGEST_STEP
             damage = last * min(max(step, 1 / LARGEST_STEP), LARGEST_STEP)
         return damage if holds < damage < fails else math.sqrt(holds * fails)

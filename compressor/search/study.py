@@ -24,7 +24,11 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 
 class Study:
-    """The record of one run directory."""
+    """The record of one run directory.
+
+    Attributes:
+        path: of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file.
@@ -34,6 +38,7 @@ class Study:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self.path = path
             self._connection = sqlite3.connect(path, isolation_level=None)
             self._connection.executescript(TABLES)
         except (OSError, sqlite3.Error) as error:

@@ -176,10 +176,14 @@ class _Capture(Interpreter):
         super().__init__(program.module(check_guards=False))
         self.names = names
         self.values: dict[str, Tensor] = {}
+        # The module may call its inputs otherwise than the program does.
+        arguments = [node.name for node in self.graph.nodes if node.op == "placeholder"]
+        self.known_as = dict(zip(arguments, program.graph_signature.user_inputs, strict=True))
 
     def run_node(self, n: Node) -> Any:
         """The node's value, of which a copy is kept: an operation in place may follow."""
         value = super().run_node(n)
-        if n.name in self.names:
-            self.values[n.name] = value.detach().clone()
+        name = self.known_as.get(n.name, n.name)
+        if name in self.names:
+            self.values[name] = value.detach().clone()
         return value

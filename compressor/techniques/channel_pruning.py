@@ -6,10 +6,11 @@ pays is what the target's kernels gain: their time goes in steps of the width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
 from compressor.result import Choice
@@ -17,7 +18,7 @@ from compressor.structure.channels import find_groups
 from compressor.structure.groups import ChannelGroup
 from compressor.structure.labels.flow import OUTPUTS
 from compressor.structure.observing import observe
-from compressor.structure.scores import group_importance
+from compressor.structure.scores import check_criterion, group_importance
 from compressor.structure.selection import (
     cut_to,
     entries_per_channel,
@@ -60,25 +61,63 @@ class ChannelPruning(Technique):
         groups = self._find(model, context, report=True)
         if not groups:
             return
-        scored = copy_model(model)
-        cut_to(scored, list(groups.values()), {})
-        backward = context.accumulate_gradients
-        observed = observe(scored, context.importance, context.inputs, backward)
+        scores = _scores(model, groups.values(), context.importance, context)
         names = {name for name, _ in model.named_modules(remove_duplicate=False)}
         for group in groups.values():
-            scores = group_importance(scored, group, context.importance, observed)
-            order = scores.argsort(descending=True, stable=True)
             for width in widths_of(group, context):
                 yield Choice(
                     technique=self.name,
                     site=group.name,
-                    setting={"kept": sorted(order[:width].tolist())},
+                    setting={"kept": _best(scores[group.name], width)},
                     label=f"{width} of {group.size} channels",
                     modules=tuple(sorted({_known(module, names) for module in group.modules})),
                 )
 
     def apply(self, model: nn.Module, choices: Sequence[Choice], context: TechniqueContext) -> None:
         """Slice every layer of the chosen groups, in place."""
+        chosen = self._groups_of(model, choices, context)
+        cut_to(model, chosen, {choice.site: choice.setting["kept"] for choice in choices})
+
+    def reranked(
+        self,
+        model: nn.Module,
+        choices: Sequence[Choice],
+        importance: str,
+        context: TechniqueContext,
+    ) -> list[Choice]:
+        """`choices` with as many channels kept as they keep, by another criterion.
+
+        Args:
+            model: the reference. Not changed.
+            choices: of this technique.
+            importance: name of the criterion; see `structure.scores`.
+            context: of the job; its own criterion is passed over.
+
+        Raises:
+            ConfigError: if there is no such criterion.
+            SurgeryError: if a choice does not fit the model.
+        """
+        check_criterion(importance)
+        self._groups_of(model, choices, context)
+        if not choices:
+            return []
+        groups = self._find(model, context, report=False)
+        scores = _scores(model, groups.values(), importance, context)
+        return [
+            replace(
+                choice,
+                setting={
+                    **choice.setting,
+                    "kept": _best(scores[choice.site], len(choice.setting["kept"])),
+                },
+            )
+            for choice in choices
+        ]
+
+    def _groups_of(
+        self, model: nn.Module, choices: Sequence[Choice], context: TechniqueContext
+    ) -> list[ChannelGroup]:
+        """The group that each choice cuts."""
         groups = self._find(model, context, report=False)
         for choice in choices:
             if choice.site not in groups:
@@ -86,8 +125,7 @@ class ChannelPruning(Technique):
                     f"The plan prunes the channel group {choice.site!r}, which this model does not "
                     "have. Apply a plan to a copy of the reference that it was made for."
                 )
-        chosen = [groups[choice.site] for choice in choices]
-        cut_to(model, chosen, {choice.site: choice.setting["kept"] for choice in choices})
+        return [groups[choice.site] for choice in choices]
 
     def _find(
         self, model: nn.Module, context: TechniqueContext, *, report: bool
@@ -155,6 +193,25 @@ def plateau_widths(costs: dict[int, float], size: int) -> list[int]:
             paying.append(width)
             cheapest = costs[width]
     return paying
+
+
+def _scores(
+    model: nn.Module,
+    groups: Collection[ChannelGroup],
+    importance: str,
+    context: TechniqueContext,
+) -> Mapping[str, Tensor]:
+    """(group.size,) importance of the channels of each group, by its name."""
+    scored = copy_model(model)
+    cut_to(scored, list(groups), {})
+    observed = observe(scored, importance, context.inputs, context.accumulate_gradients)
+    return {group.name: group_importance(scored, group, importance, observed) for group in groups}
+
+
+def _best(scores: Tensor, width: int) -> list[int]:
+    """The channels of the highest scores, ascending; of equal ones the first."""
+    order = scores.argsort(descending=True, stable=True)
+    return sorted(order[:width].tolist())
 
 
 def _grid(group: ChannelGroup) -> list[int]:

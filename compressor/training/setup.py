@@ -29,14 +29,14 @@ from compressor.training.algorithm import Callback
 from compressor.training.dispatch import Dispatch
 from compressor.training.events import Event
 from compressor.training.loggers.base import Logger
-from compressor.training.schedules import make_default_schedule
+from compressor.training.schedules import make_default_schedule, shape_called
 from compressor.training.state import State
 
 Optimizers: TypeAlias = (
     OptimizerSpec | Optimizer | Sequence[Optimizer] | Callable[[nn.Module], Optimizer] | None
 )
 Schedulers: TypeAlias = (
-    SchedulerConfig | SchedulerSpec | LRScheduler | Callable[[Optimizer], LRScheduler] | None
+    SchedulerConfig | SchedulerSpec | LRScheduler | Callable[[Optimizer], LRScheduler] | str | None
 )
 DeviceLike: TypeAlias = torch.device | Device | str
 
@@ -80,9 +80,13 @@ def set_schedule(state: State, schedulers: Schedulers, *, is_own: bool, has_metr
     """Put a schedule on the optimizer of `state`; the rate of a user's own stays, if there is none.
 
     Raises:
-        ConfigError: if it steps with a metric, and there is none.
+        ConfigError: if it steps with a metric, and there is none; or there is none of its name.
     """
     assert state.optimizer is not None
+    if isinstance(schedulers, str):
+        shape = shape_called(schedulers)
+        state.schedule = make_default_schedule(state.optimizer, lambda: state.fraction, shape)
+        return
     if schedulers is None and is_own:
         schedulers = {"name": "ConstantLR", "factor": 1.0}
     made: Schedule | None = make_scheduler(

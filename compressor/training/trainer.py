@@ -17,7 +17,7 @@ from compressor.distributed import current_context
 from compressor.errors import ConfigError
 from compressor.interfaces.data import kept_generators, move
 from compressor.interfaces.evaluation import evaluating
-from compressor.interfaces.optimizers import Schedule
+from compressor.interfaces.optimizers import DEFAULT_LR, Schedule
 from compressor.logs import get_logger
 from compressor.seeding import derive_seed, isolated_rng
 from compressor.structure.describe import outline
@@ -83,9 +83,9 @@ class Trainer:
         eval_dataloader: a loader, an `Evaluator`, or a list of them.
         optimizers: a dict with "name", an optimizer of the model's parameters, a factory, or a
             function of the model; None is the default of `make_optimizer`.
-        schedulers: a dict with "name", a scheduler of that optimizer, a factory, or a function of
-            the optimizer. None is `schedules.warmup_cosine`; for an optimizer of your own, a rate
-            that stays.
+        schedulers: a dict with "name", a scheduler of that optimizer, a factory, a function of the
+            optimizer, or a name of `schedules.SHAPES`. None is "cosine"; for an optimizer of your
+            own, a rate that stays.
         max_duration: '10ep', '500ba', '1e6sp', '90m'; an int counts epochs.
         eval_interval: between evaluations. One always follows the end, which is the only one
             if this is 0.
@@ -142,7 +142,7 @@ class Trainer:
         compile: bool | Mapping[str, Any] = False,
         device: DeviceLike = "cpu",
         precision: Precision = "fp32",
-        learning_rate: float = 0.01,
+        learning_rate: float = DEFAULT_LR,
         seed: int = 0,
         save_dir: str | Path | None = None,
         save_interval: DurationLike = "1ep",

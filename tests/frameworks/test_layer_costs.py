@@ -162,6 +162,20 @@ LAYERS = [
 ]
 
 
+class Sized(nn.Conv2d):
+    """As EfficientNet has it: made with one argument more."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, image: int) -> None:
+        super().__init__(inputs, outputs, kernel, padding=image % 2)
+
+
+def test_a_convolution_of_a_users_own_class_is_resized_as_one_of_torchs() -> None:
+    layer = Sized(4, 8, 3, image=5)
+    made = resized(layer, replace(layer_state(layer), outputs=6))
+    assert type(made) is nn.Conv2d
+    assert made(torch.zeros(2, 4, 5, 5)).shape == (2, 6, 5, 5)
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_a_resized_layer_has_the_weights_that_were_counted(layer: nn.Conv2d) -> None:
     is_depthwise = getattr(layer, "groups", 1) == 8

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from compressor.search.allocate import Factor, Problem, Site, least_cost, total_cost
+from compressor.search.allocate import Factor, Floats, Problem, Site, least_cost, total_cost
 
 
-def random_problem(seed: int) -> Problem:
+def random_problem(seed: int, with_pairs: int = 0) -> Problem:
     """Four sites of two or three options, four factors over up to three of them, one overrule."""
     rng = np.random.default_rng(seed)
     counts = [int(rng.integers(2, 4)) for _ in range(4)]
@@ -20,7 +20,17 @@ def random_problem(seed: int) -> Problem:
     for _ in range(4):
         touched = tuple(int(s) for s in rng.choice(4, rng.integers(0, 4), replace=False))
         factors.append(Factor(touched, rng.uniform(0, 1, [counts[s] for s in touched])))
-    return Problem(sites, tuple(factors), overrules=((0, 1),))
+    pairs = [tuple(sorted(rng.choice(4, 2, replace=False).tolist())) for _ in range(with_pairs)]
+    interactions = tuple(
+        Factor((i, j), _beyond(rng.uniform(-0.2, 0.6, (counts[i], counts[j])))) for i, j in pairs
+    )
+    return Problem(sites, tuple(factors), overrules=((0, 1),), interactions=interactions)
+
+
+def _beyond(table: Floats) -> Floats:
+    """Of options that are left alone there is nothing beyond the sum."""
+    table[0, :] = table[:, 0] = 0.0
+    return table
 
 
 def allowed(problem: Problem) -> Iterator[tuple[int, ...]]:
@@ -40,9 +50,12 @@ def test_the_cheapest_is_the_cheapest_that_brute_force_finds(seed: int) -> None:
     )
 
 
+@pytest.mark.parametrize("with_pairs", [0, 3])
 @pytest.mark.parametrize("seed", range(30))
-def test_the_least_cost_under_a_damage_is_what_brute_force_finds(seed: int) -> None:
-    problem = random_problem(seed)
+def test_the_least_cost_under_a_damage_is_what_brute_force_finds(
+    seed: int, with_pairs: int
+) -> None:
+    problem = random_problem(seed, with_pairs)
     limit = np.random.default_rng(seed + 2000).uniform(0.1, 1.5)
     found = least_cost(problem, limit)
     assert found is not None

@@ -9,7 +9,7 @@ import pytest
 from compressor.frameworks.base import Judged
 from compressor.result import Choice, Cost, Plan, VariantRecord
 from compressor.search.certificate import broken_limits, explain, make_certificate
-from compressor.search.search import Goal, best_record, frontier
+from compressor.search.goal import Goal, best_record, frontier
 
 GOAL = Goal("accuracy", 0.917, 0.01, is_larger_better=True, resource="latency_ms")
 

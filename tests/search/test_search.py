@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from compressor.progress import SILENT
 from compressor.result import Choice, Cost, Plan, VariantRecord
+from compressor.search.attempts import Attempts
 from compressor.search.budget import Spending
-from compressor.search.search import Effort, Goal, Search
+from compressor.search.goal import Goal
+from compressor.search.search import Effort, Search
 from compressor.search.space import LayerChange, LayerState, Space
 from compressor.search.strategy import DamageSearch
 
@@ -43,7 +42,9 @@ class Numbers:
         predicted: Mapping[str, float],
         start: VariantRecord | None = None,
         is_final: bool = False,
+        **lineage: Any,
     ) -> VariantRecord:
+        del lineage
         total = epochs + (start.epochs if start else 0)
         self.clock[0] += epochs * EPOCH_SECONDS
         lost = 4.0 * predicted["damage"] / (1 + total / 2)
@@ -62,44 +63,43 @@ class Numbers:
 
 def run(
     minutes: float | None, trials: int = 100, goal: Goal = GOAL, **effort: Any
-) -> tuple[Search, float]:
-    """The search, and the seconds that it took."""
+) -> tuple[Search, Attempts, float]:
+    """The pass, what it tried, and the seconds that it took."""
     clock = [0.0]
     effects = {c.key: {c.site: LayerChange(removes=True)} for c in CHOICES}
     space = Space(CHOICES, effects, LAYERS)
     answers: dict[str, int] = {}
+    attempts = Attempts(
+        goal,
+        Numbers(clock),  # type: ignore[arg-type]
+        lambda question, compute: answers.setdefault(question, int(compute())),
+        SILENT,
+    )
     search = Search(
         goal,
+        attempts,
         DamageSearch(space.problem(DAMAGE, macs), space, allowed_fraction=0.01),
-        Numbers(clock),  # type: ignore[arg-type]
         Spending(minutes, trials, clock=lambda: clock[0]),
         Effort(**{"trial_epochs": 2, "final_epochs": 20, "finalists": 100, **effort}),
         is_number=lambda technique: technique == "quantization",
-        decide=lambda question, compute: answers.setdefault(question, int(compute())),
-        progress=SILENT,
     )
-    search.run(Plan())
-    return search, clock[0]
+    search.run()
+    return search, attempts, clock[0]
 
 
-def test_latencies_are_predicted_where_they_are_the_objective(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    goal = replace(GOAL, resource="latency_ms")
-    with caplog.at_level(logging.INFO, logger="compressor"):
-        search, _ = run(None, trials=3, goal=goal)
-    assert search.records
-    for record in search.records:
+def test_latencies_are_predicted_where_they_are_the_objective() -> None:
+    _, attempts, _ = run(None, trials=3, goal=replace(GOAL, resource="latency_ms"))
+    assert attempts.records
+    for record in attempts.records:
         assert record.predicted["latency_ms"] == record.predicted["cost"]
-    assert any("median error" in line for line in caplog.messages)
-    assert all("latency_ms" not in r.predicted for r in run(None, trials=3)[0].records)
+    assert all("latency_ms" not in r.predicted for r in run(None, trials=3)[1].records)
 
 
 def test_more_minutes_never_end_in_a_dearer_variant() -> None:
     costs = []
     for minutes in (3, 10, 30, 90):
-        search, _ = run(minutes)
-        within = [r.cost.macs for r in search.records if r.cost and GOAL.holds(r)]
+        _, attempts, _ = run(minutes)
+        within = [r.cost.macs for r in attempts.records if r.cost and GOAL.holds(r)]
         costs.append(min(within, default=10_000))
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < costs[0]
@@ -107,30 +107,30 @@ def test_more_minutes_never_end_in_a_dearer_variant() -> None:
 
 def test_the_minutes_are_kept_within_one_trial() -> None:
     for minutes in (2, 5, 10, 30):
-        _, seconds = run(minutes)
+        *_, seconds = run(minutes)
         assert seconds <= minutes * 60 + 2 * EPOCH_SECONDS
 
 
 def test_nothing_is_tried_that_there_is_no_time_to_finish() -> None:
     """Once a finalist was left, wider and wider trials used to be made until the end."""
-    search, _ = run(10)
+    search, attempts, _ = run(10)
     assert search._is_out_of_time
-    last_final = max(i for i, r in enumerate(search.records) if r.is_final)
-    trials_after = [r for r in search.records[last_final + 1 :] if not r.is_final]
+    last_final = max(i for i, r in enumerate(attempts.records) if r.is_final)
+    trials_after = [r for r in attempts.records[last_final + 1 :] if not r.is_final]
     assert len(trials_after) <= 2
 
 
 def test_a_finalist_teaches_how_far_a_trial_may_drop() -> None:
     """Full training keeps little of a drop here, so deeper plans than the first guess hold."""
-    search, _ = run(None, trials=30)
-    finals = [r for r in search.records if r.is_final]
+    _, attempts, _ = run(None, trials=30)
+    finals = [r for r in attempts.records if r.is_final]
     assert len(finals) >= 2
-    best = min(r.cost.macs for r in search.records if r.cost and GOAL.holds(r))
+    best = min(r.cost.macs for r in attempts.records if r.cost and GOAL.holds(r))
     first = finals[0].cost
     assert first is not None
     assert best <= first.macs
 
 
 def test_no_more_finalists_than_the_effort_allows() -> None:
-    search, _ = run(None, trials=30, finalists=1)
-    assert sum(r.is_final for r in search.records) == 1
+    _, attempts, _ = run(None, trials=30, finalists=1)
+    assert sum(r.is_final for r in attempts.records) == 1

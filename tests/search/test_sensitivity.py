@@ -55,3 +55,39 @@ def test_outputs_that_are_not_finite_are_hopeless(value: float, tmp_path: Path) 
         CHOICES[:1], lambda _: value, path=tmp_path / "damage.json", key="k", progress=SILENT
     )
     assert found == {CHOICES[0].key: HOPELESS}
+
+
+WIDTHS = [Choice("channel_pruning", site, {"kept": kept}) for site in "ab" for kept in (48, 32, 16)]
+
+
+def test_what_is_more_severe_than_a_hopeless_width_is_not_measured(tmp_path: Path) -> None:
+    measured: list[Choice] = []
+
+    def damage_of(choice: Choice) -> float:
+        measured.append(choice)
+        return 0.1 if choice.site == "b" else 384 / choice.setting["kept"] / 2
+
+    found = sense(WIDTHS, damage_of, path=tmp_path / "damage.json", key="k", progress=SILENT)
+    assert measured == [*WIDTHS[:2], *WIDTHS[3:]]
+    assert list(found.values()) == [4.0, 6.0, 6.0, 0.1, 0.1, 0.1]
+
+
+def test_a_hopeless_choice_that_was_known_spares_those_behind_it_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "damage.json"
+    whole = sense(WIDTHS, lambda _: 7.0, path=path, key="whole", progress=SILENT)
+    sense(WIDTHS[:1], lambda _: 7.0, path=path, key="k", progress=SILENT)
+    later = sense(WIDTHS[:3], lambda _: 1.0, path=path, key="k", progress=SILENT)
+    assert later == {choice.key: whole[choice.key] for choice in WIDTHS[:3]}
+
+
+def test_a_hopeless_palette_says_nothing_of_others(tmp_path: Path) -> None:
+    """Techniques other than pruning and low rank do not list the mild ones first."""
+    choices = [Choice("clustering", "a", {"index_bits": bits}) for bits in (2, 4)]
+    found = sense(
+        choices,
+        lambda choice: 8.0 if choice.setting["index_bits"] == 2 else 0.5,
+        path=tmp_path / "damage.json",
+        key="k",
+        progress=SILENT,
+    )
+    assert list(found.values()) == [8.0, 0.5]

@@ -39,7 +39,7 @@ def test_the_cheapest_plan_that_holds_is_found_in_few_trials(points_per_damage: 
     while (proposal := strategy.ask(allowed)) is not None and trials < 8:
         trials += 1
         lost = drop(proposal.damage, points_per_damage)
-        strategy.tell(proposal, lost)
+        strategy.tell(proposal.plan, lost)
         if lost <= allowed:
             found = min(found, int(proposal.cost))
     best = COUNT  # brute force: with equal savings, the least damaging choices go first
@@ -59,7 +59,7 @@ def test_no_plan_is_asked_twice_and_the_empty_one_never() -> None:
         if proposal is None:
             break
         asked.append(proposal.plan.digest)
-        strategy.tell(proposal, math.inf if number % 3 == 0 else 0.5)
+        strategy.tell(proposal.plan, math.inf if number % 3 == 0 else 0.5)
     assert len(asked) == len(set(asked))
     assert Plan().digest not in asked
 
@@ -68,7 +68,7 @@ def test_a_larger_allowance_proposes_at_least_as_much_damage() -> None:
     strategy = make()
     first = strategy.ask(1.0)
     assert first is not None
-    strategy.tell(first, 1.0)
+    strategy.tell(first.plan, 1.0)
     small, large = strategy.at(first.damage), strategy.ask(4.0)
     assert small is not None
     assert large is not None
@@ -81,10 +81,10 @@ def test_a_plan_that_costs_more_than_the_best_is_not_proposed() -> None:
     proposal = strategy.ask(1.0, cost_below=6.0)
     assert proposal is not None
     assert proposal.cost < 6.0
-    strategy.tell(proposal, math.inf)
+    strategy.tell(proposal.plan, math.inf)
     while (proposal := strategy.ask(1.0, cost_below=6.0)) is not None:
         assert proposal.cost < 6.0
-        strategy.tell(proposal, math.inf)
+        strategy.tell(proposal.plan, math.inf)
 
 
 def test_plans_that_break_a_limit_are_not_proposed() -> None:

@@ -175,6 +175,14 @@ def test_other_joins_are_not(join: Callable[[Tensor, Tensor], Any]) -> None:
     assert names(Model(), 2, 4) == []
 
 
+def test_a_block_may_be_the_first_thing_that_the_input_meets() -> None:
+    """The graph's input and the exported module's have different names there."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.Sequential(layer, nn.Linear(16, 4)).eval()
+    (block,) = residual_blocks(model, ModelInputs((torch.randn(2, 5, 16),)))
+    assert block.name == "0"
+
+
 def test_what_is_added_outside_is_a_branch() -> None:
     """The block returns two tensors, so it cannot go; what it adds to its input can."""
 

@@ -22,7 +22,7 @@ from compressor.quantization.plan import (
     QuantizationPlan,
     TensorPlan,
 )
-from compressor.result import Choice
+from compressor.result import Choice, Plan
 from compressor.structure.archive import packed_size_bytes
 from compressor.targets import InductorTarget, torchao_formats
 from compressor.targets.torchao_formats import clamp_weights, quantize_linear, restore, save
@@ -161,7 +161,7 @@ def test_the_search_sees_the_formats_of_linear_layers_and_senses_them_as_they_ar
     numbers = Numbers(config, deployment, model, inputs, [inputs], [].append)
     assert numbers.formats == {"2": ("dynamic_int8",)}
     assert numbers.static_layers == []
-    simulated = numbers.simulate(Choice("quantization", "2", {"format": "dynamic_int8"}))
+    simulated = numbers.simulate(Plan((Choice("quantization", "2", {"format": "dynamic_int8"}),)))
     assert type(simulated[2].weight).__name__ == "Int8Tensor"
     assert type(model[2].weight) is nn.Parameter
     features = model[:2](*inputs.args)

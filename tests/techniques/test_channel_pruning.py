@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from compressor.config import Config
+from compressor.errors import ConfigError, SurgeryError
 from compressor.interfaces.inputs import ModelInputs
+from compressor.result import Choice
 from compressor.structure.groups import ChannelGroup, Member
 from compressor.structure.scores import CRITERIA
 from compressor.techniques import ChannelPruning, TechniqueContext
@@ -144,3 +146,40 @@ def test_costs_are_asked_for_on_a_coarse_grid_only() -> None:
     asked.clear()
     assert widths_of(group_of(12, 64), context) == [9, 6, 3]
     assert asked == list(range(1, 13))
+
+
+def l1_best(model: TinyMLP, width: int) -> list[int]:
+    """Of fc2, written out."""
+    made = [float(row.abs().sum()) for row in model.fc2.weight.detach()]
+    read = [float(column.abs().sum()) for column in model.fc3.weight.detach().T]
+    scores = [a / sum(made) + b / sum(read) for a, b in zip(made, read, strict=True)]
+    return sorted(sorted(range(32), key=lambda channel: -scores[channel])[:width])
+
+
+@pytest.mark.slow
+def test_reranked_choices_keep_as_many_channels_by_the_other_criterion() -> None:
+    torch.manual_seed(0)
+    model = TinyMLP()
+    context = TechniqueContext(INPUTS, importance="fpgm")
+    pruning = ChannelPruning()
+    choices = [c for c in pruning.choices(model, context) if "16 of" in c.label]
+    assert {c.site for c in choices} == {"fc1", "fc2"}
+    reranked = pruning.reranked(model, choices, "l1", context)
+    assert next(c for c in reranked if c.site == "fc2").setting == {"kept": l1_best(model, 16)}
+    for old, new in zip(choices, reranked, strict=True):
+        assert (new.site, new.label, new.modules) == (old.site, old.label, old.modules)
+        assert len(new.setting["kept"]) == len(old.setting["kept"])
+    assert reranked != choices
+    assert reranked == ChannelPruning().reranked(model, choices, "l1", context)
+    assert pruning.reranked(model, reranked, "fpgm", context) == choices
+    assert pruning.reranked(model, [], "l1", context) == []
+
+
+@pytest.mark.slow
+def test_what_cannot_be_reranked_is_refused() -> None:
+    model, context = TinyMLP(), TechniqueContext(INPUTS)
+    elsewhere = Choice("channel_pruning", "fc9", {"kept": [0]})
+    with pytest.raises(SurgeryError, match="'fc9', which this model does not have"):
+        ChannelPruning().reranked(model, [elsewhere], "l1", context)
+    with pytest.raises(ConfigError, match="importance='l9' is unknown"):
+        ChannelPruning().reranked(model, [], "l9", context)

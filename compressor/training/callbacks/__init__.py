@@ -3,6 +3,7 @@
 from compressor.training.callbacks.best import KeepBest, load_best
 from compressor.training.callbacks.early_stopping import EarlyStopping
 from compressor.training.callbacks.history import History
+from compressor.training.callbacks.learning_curve import LearningCurveStopping
 from compressor.training.callbacks.learning_rate import LearningRateMonitor
 from compressor.training.callbacks.memory import MemoryMonitor
 from compressor.training.callbacks.monitor import Monitor
@@ -14,6 +15,7 @@ __all__ = [
     "EarlyStopping",
     "History",
     "KeepBest",
+    "LearningCurveStopping",
     "LearningRateMonitor",
     "MemoryMonitor",
     "Monitor",

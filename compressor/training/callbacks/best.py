@@ -47,6 +47,7 @@ class KeepBest(Callback):
         self.path = None if folder is None else Path(folder) / BEST
         self.value: float | None = None
         self.epoch = 0
+        self.evaluations = 0
         self._metric = WatchedMetric(metric)
         self._weights: dict[str, Any] = {}
 
@@ -55,6 +56,7 @@ class KeepBest(Callback):
         if event is Event.FIT_END:
             self._metric.end()
             return
+        self.evaluations += 1
         value = self._metric.value(state)
         if value is None or not is_better(value, self.value, self.mode):
             return
@@ -97,11 +99,17 @@ class KeepBest(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The best, and its weights."""
-        return {"value": self.value, "epoch": self.epoch, "weights": self._weights}
+        return {
+            "value": self.value,
+            "epoch": self.epoch,
+            "evaluations": self.evaluations,
+            "weights": self._weights,
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take them."""
         self.value, self.epoch = saved["value"], saved["epoch"]
+        self.evaluations = saved.get("evaluations", 0)
         self._weights = dict(saved["weights"])
 
 
