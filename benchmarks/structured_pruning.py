@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import ROOT, finish, interleave, make_parser
-from benchmarks.expert_baseline import open_session
+from benchmarks.quantization_peers import open_session
 from benchmarks.trainer_throughput import DeviceLoader, Images
 from compressor.export.onnx import export_onnx
 from compressor.interfaces.inputs import ModelInputs

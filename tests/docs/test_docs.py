@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["training.md", "structure.md", "quantization.md"])
+@pytest.mark.parametrize("name", ["training.md", "structure.md", "quantization.md", "search.md"])
 def test_every_block_of_the_guide_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
