@@ -106,7 +106,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     result = json.loads((run_dir / "result.json").read_text())
     certificate = result.get("certificate")
     if certificate is not None:
-        certificate["notes"] = untimed(certificate["notes"])
+        certificate["notes"] = untimed(certificate.get("notes", ()))
     flatten("result", result, values)
     with closing(sqlite3.connect(run_dir / "study.db")) as study:
         for key, value in study.execute("SELECT key, value FROM facts"):
