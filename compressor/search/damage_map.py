@@ -18,7 +18,7 @@ from compressor.result import Choice, Plan, VariantRecord
 from compressor.search.budget import Spending
 from compressor.search.goal import Goal
 from compressor.search.sensitivity import HOPELESS, sense
-from compressor.search.space import Effects, LayerCost, LayerState, Space
+from compressor.search.space import NOTHING, Effects, LayerCost, LayerState, Space
 from compressor.search.strategy import DamageSearch
 from compressor.search.study import Study
 from compressor.search.variants import Base
@@ -113,7 +113,7 @@ class DamageMap:
 
     def strategy(self, goal: Goal) -> DamageSearch:
         """From the reference."""
-        return self._strategy(goal, self._choices, self._damage, Plan())
+        return self._strategy(goal, self._choices, self._damage, NOTHING)
 
     def strategy_from(
         self,
@@ -145,7 +145,7 @@ class DamageMap:
     def damage_of(
         self,
         plan: Plan,
-        made: Plan = Plan(),  # noqa: B008 (frozen)
+        made: Plan = NOTHING,
         base: Base[Any] | None = None,
         name: str = "",
     ) -> float:

@@ -4,8 +4,8 @@ What settings are worth is the damage that they reach: at which their drop would
 allowed, if drop were proportional to damage. That is one number for trials at different damages,
 and Optuna's Gaussian process models it over all settings together. Damage follows by rule: the best
 settings are tried at the damage that they reach, and then others there, where they show at once
-whether they are better. Of a dozen trials this makes twice of what random ones at random damages do
-(docs/search.md).
+whether they are better. Of a dozen trials this makes more than twice of what random ones at random
+damages do (docs/search.md).
 
 A question is a function of the seed and of what was told before it. The samplers of Optuna have a
 state, so each question has a sampler of its own.

@@ -1,7 +1,7 @@
 """What choices do to each other: damages of pairs, measured where damages do not add.
 
 A plan's damage is reckoned as the sum of its choices'. Before a plan is trained, its damage is
-measured as a whole, which takes one pass over a small subset. Where both are apart, pairs of its
+measured as a whole, which takes one pass over a small subset. Where it does more, pairs of its
 choices are measured, neighbours first, and their damage beyond the sum goes into the allocation.
 Only what is above the sum: terms below it, of all pairs, would outweigh the damages themselves.
 """

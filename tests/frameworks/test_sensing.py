@@ -21,6 +21,7 @@ from compressor.frameworks.deployment import Deployment
 from compressor.frameworks.recovery import Recovery
 from compressor.frameworks.sensing import Sensing
 from compressor.frameworks.subset import Subset, model_digest, parts_of
+from compressor.frameworks.torch_bench import TorchBench
 from compressor.frameworks.torch_framework import TorchFramework
 from compressor.interfaces.divergence import divergence
 from compressor.interfaces.inputs import ModelInputs, output_tensors
@@ -295,13 +296,18 @@ def test_a_run_is_recorded_as_it_was() -> None:
     assert len(model._forward_hooks) == before
 
 
-def test_another_version_senses_anew_and_keeps_the_variants(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def open_bench(folder: Path) -> TorchBench:
+    """Of a small classifier."""
     data = [(torch.randn(8, 4), torch.arange(8) % 3)]
     config = Config.from_dict({"delta": 1.0, "device": "CPU", "optimization": "macs"})
     job = Job({"train": data, "test": data}, TinyMLP(4, num_classes=3), config)
-    bench = TorchFramework().open(job, tmp_path, SILENT)
+    return TorchBench(job, folder, SILENT)
+
+
+def test_another_version_senses_anew_and_keeps_the_variants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(tmp_path)
     before = bench.digest(), bench.job_digest()
     monkeypatch.setattr("compressor.frameworks.torch_bench.damage_version", lambda: "another")
     assert bench.digest() != before[0]
@@ -379,10 +385,7 @@ def test_what_was_released_is_found_again_the_same() -> None:
 def test_memory_is_released_before_training_and_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = [(torch.randn(8, 4), torch.arange(8) % 3)]
-    config = Config.from_dict({"delta": 1.0, "device": "CPU", "optimization": "macs"})
-    job = Job({"train": data, "test": data}, TinyMLP(4, num_classes=3), config)
-    bench = TorchFramework().open(job, tmp_path, SILENT)
+    bench = open_bench(tmp_path)
     model, told = bench.build(Plan()), []
 
     def stop(*_: object, **__: object) -> None:
