@@ -16,9 +16,9 @@ from compressor.files import write_text
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.progress import Progress
 from compressor.result import Choice, Cost, Plan
+from compressor.search.making import Base
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.search.tuning import Recovered, Tuning
-from compressor.search.variants import Base
 
 REFERENCE_ACCURACY = 90.0
 LAYERS = {f"layer{i}": LayerState(16, 16) for i in range(6)}

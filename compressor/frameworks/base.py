@@ -15,9 +15,9 @@ from compressor.config import Config
 from compressor.progress import Progress
 from compressor.result import Agreement, Choice, Cost, Parity, Plan
 from compressor.search.interval import Paired
+from compressor.search.making import Base
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.search.tuning import Recovered, Tuning
-from compressor.search.variants import Base
 
 Model = TypeVar("Model")
 

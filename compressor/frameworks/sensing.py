@@ -16,7 +16,7 @@ from compressor.interfaces.divergence import divergence
 from compressor.interfaces.inputs import ModelInputs, device_of, output_tensors
 from compressor.logs import get_logger
 from compressor.result import Plan
-from compressor.search.variants import Base
+from compressor.search.making import Base
 from compressor.structure.prefix import MOST_BYTES, PrefixCache, first_change
 from compressor.structure.repair.changes import changed_modules, kept_outputs
 from compressor.structure.repair.moments import Moments, record_moments

@@ -34,9 +34,9 @@ from compressor.profiling.counts import count
 from compressor.progress import Progress
 from compressor.quantization.plan import Formats
 from compressor.result import Choice, Plan, digest
+from compressor.search.making import Base
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.search.tuning import Recovered, Tuning
-from compressor.search.variants import Base
 from compressor.structure import archive
 from compressor.structure.attention import replace_attention
 from compressor.structure.trace import (

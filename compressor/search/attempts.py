@@ -9,9 +9,10 @@ from compressor.logs import get_logger
 from compressor.progress import Progress
 from compressor.result import VariantRecord
 from compressor.search.goal import Goal, best_record
+from compressor.search.making import Base
 from compressor.search.strategy import Proposal
 from compressor.search.tuning import Tuning
-from compressor.search.variants import DEFAULT, Base, Variants
+from compressor.search.variants import DEFAULT, Variants, Wish
 
 logger = get_logger(__name__)
 
@@ -51,7 +52,12 @@ class Attempts:
         self.on_record: Callable[[VariantRecord], None] = lambda record: None
         self._variants = variants
 
-    def make(
+    @property
+    def width(self) -> int:
+        """Variants that are best wanted at once."""
+        return self._variants.width
+
+    def wish(
         self,
         proposal: Proposal,
         *,
@@ -61,25 +67,25 @@ class Attempts:
         is_final: bool = False,
         tuning: Tuning = DEFAULT,
         wanted: float | None = None,
-    ) -> VariantRecord:
-        """The variant of a proposal; see `Variants.make`."""
+    ) -> Wish:
+        """The variant of a proposal, to be made; see `Wish`."""
         predicted = {"cost": proposal.cost, "damage": proposal.damage}
         if self.goal.resources == ("latency_ms",):
             predicted["latency_ms"] = proposal.cost
-        record = self._variants.make(
-            proposal.plan,
-            epochs=epochs,
-            predicted=predicted,
-            start=start,
-            base=base,
-            is_final=is_final,
-            tuning=tuning,
-            wanted=wanted,
-        )
-        self.records = [r for r in self.records if r.id != record.id] + [record]
-        self.say(self._sentence(record))
-        self.on_record(record)
-        return record
+        return Wish(proposal.plan, epochs, predicted, start, base, is_final, tuning, wanted)
+
+    def make(self, wish: Wish) -> VariantRecord:
+        """The variant that is wanted."""
+        return self.make_all([wish])[0]
+
+    def make_all(self, wishes: Sequence[Wish]) -> list[VariantRecord]:
+        """All of a round, in their order; none of them starts from another of them."""
+        records = self._variants.make(wishes)
+        for record in records:
+            self.records = [r for r in self.records if r.id != record.id] + [record]
+            self.say(self._sentence(record))
+            self.on_record(record)
+        return records
 
     def base(self, record: VariantRecord) -> Base[Any]:
         """The variant as what larger plans start from."""

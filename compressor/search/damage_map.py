@@ -17,11 +17,11 @@ from compressor.progress import Progress
 from compressor.result import Choice, Plan, VariantRecord
 from compressor.search.budget import Spending
 from compressor.search.goal import Goal
+from compressor.search.making import Base
 from compressor.search.sensitivity import HOPELESS, sense
 from compressor.search.space import NOTHING, Effects, LayerCost, LayerState, Space
 from compressor.search.strategy import DamageSearch
 from compressor.search.study import Study
-from compressor.search.variants import Base
 
 logger = get_logger(__name__)
 

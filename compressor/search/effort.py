@@ -8,7 +8,8 @@ from compressor.config import Config
 from compressor.search.attempts import Decide
 from compressor.search.budget import Spending
 from compressor.search.eta import usual_epochs
-from compressor.search.search import SEARCH_SHARE, Effort
+from compressor.search.finishing import Effort
+from compressor.search.search import SEARCH_SHARE
 from compressor.search.tuning import Tuning
 
 TRIALS = {1: 4, 2: 8, 3: 12}  # by level

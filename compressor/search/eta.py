@@ -7,7 +7,7 @@ import math
 from compressor.logs import get_logger
 from compressor.result import VariantRecord
 from compressor.search.budget import Spending
-from compressor.search.search import Effort
+from compressor.search.finishing import Effort
 
 logger = get_logger(__name__)
 

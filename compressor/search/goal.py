@@ -67,6 +67,10 @@ class Goal:
         pairs = zip(self.resources, self.weights, strict=True)
         return float(sum(weight * getattr(cost, resource) for resource, weight in pairs))
 
+    def objective(self, record: VariantRecord) -> float:
+        """Of a variant; infinite for a failed one."""
+        return math.inf if record.cost is None else self.value(record.cost)
+
     def describe(self, cost: Cost) -> str:
         """What is to be small, of a model: "latency_ms 1.23, size_bytes 45,678"."""
         values = [(resource, getattr(cost, resource)) for resource in self.resources]
@@ -81,6 +85,12 @@ def best_record(goal: Goal, records: Sequence[VariantRecord]) -> VariantRecord |
     within = [r for r in records if r.cost is not None and goal.holds(r)]
     fitting = [r for r in within if goal.meets_limits(r)] or within
     return min(fitting, key=lambda r: goal.value(_cost(r)), default=None)
+
+
+def best_fitting(goal: Goal, records: Sequence[VariantRecord]) -> VariantRecord | None:
+    """The cheapest within delta and within every limit; None if there is none."""
+    best = best_record(goal, records)
+    return best if best is not None and goal.meets_limits(best) else None
 
 
 def frontier(goal: Goal, records: Sequence[VariantRecord]) -> list[VariantRecord]:

@@ -20,10 +20,11 @@ from compressor.search.attempts import Attempts
 from compressor.search.budget import Spending
 from compressor.search.damage_map import DamageMap
 from compressor.search.deepsearch import IN_TWO_STEPS, DeepSearch, Question
+from compressor.search.finishing import Effort
 from compressor.search.goal import Goal
 from compressor.search.interactions import Interactions
 from compressor.search.relaxing import Relaxing
-from compressor.search.search import KEPT_DROP, Effort, Search
+from compressor.search.search import Search
 from compressor.search.strategy import MIN_DAMAGE, DamageSearch, Proposal
 from compressor.search.tuning import Tuning
 from compressor.search.variants import DEFAULT
@@ -149,7 +150,7 @@ class Levels:
         plan = Plan(tuple(c for c in self._damages.choices if self._is_number(c.technique)))
         numbers = strategy.describe(plan)  # the first format of each site
         if numbers.cost < strategy.cost_of_nothing or (len(numbers.plan) and self.goal.limits):
-            record = self._attempts.make(numbers, epochs=0)
+            record = self._attempts.make(self._attempts.wish(numbers, epochs=0))
             if not self.goal.holds(record):
                 Relaxing(
                     self._attempts,
@@ -240,7 +241,7 @@ class Levels:
         best = self._attempts.best()
         center = strategy.first_damage if best is None else best.predicted.get("damage", 0.0)
         until = part.seconds + part.seconds_left * DEEP_TRIALS_SHARE
-        allowed = goal.delta / KEPT_DROP
+        allowed = search.allowed()
         with DeepSearch(
             depth.study,
             "compressor",
@@ -276,7 +277,7 @@ class Levels:
                     continue
                 search.add(proposal, record)
                 deep.tell(question, record)
-        search.finish(allowed)
+        search.finish()
 
     def _trial(
         self, strategy: DamageSearch, proposal: Proposal, question: Question
@@ -289,10 +290,11 @@ class Levels:
         base = None
         if question.order == IN_TWO_STEPS and len(half):
             step = replace(strategy.describe(half), plan=reranked(half, importance))
-            base = self._attempts.make(step, epochs=epochs, tuning=tuning)
+            base = self._attempts.make(self._attempts.wish(step, epochs=epochs, tuning=tuning))
             base = base if base.status == "done" else None
         proposal = replace(proposal, plan=reranked(proposal.plan, importance))
-        return proposal, self._attempts.make(proposal, epochs=epochs, base=base, tuning=tuning)
+        wish = self._attempts.wish(proposal, epochs=epochs, base=base, tuning=tuning)
+        return proposal, self._attempts.make(wish)
 
 
 def _harmless_half(strategy: DamageSearch, plan: Plan) -> Plan:

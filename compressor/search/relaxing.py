@@ -67,7 +67,9 @@ class Relaxing:
             left = {choice.key for choice in by_damage[:count]}
             plan = Plan(tuple(choice for choice in record.plan if choice.key not in left))
             proposal = replace(self._strategy.describe(plan), plan=plan)
-            return self._attempts.make(proposal, epochs=0, start=record, is_final=record.is_final)
+            return self._attempts.make(
+                self._attempts.wish(proposal, epochs=0, start=record, is_final=record.is_final)
+            )
 
         best = leave_out(len(by_damage))
         if not goal.holds(best):
@@ -105,7 +107,7 @@ class Relaxing:
             if not self._attempts.decide(asked, lambda: self._spending.seconds_left > 0):
                 return None
             trained = self._attempts.make(
-                predicted, epochs=epochs, start=last, is_final=record.is_final
+                self._attempts.wish(predicted, epochs=epochs, start=last, is_final=record.is_final)
             )
             if trained.status == "done" and goal.holds(trained):
                 return trained

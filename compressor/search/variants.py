@@ -1,170 +1,117 @@
-"""Make a variant: build, recover, judge, save, record. What the study holds is not made again."""
+"""The variants of a run: identified, made, recorded. What the study holds is not made again."""
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
-from compressor.errors import CompressorError, StudyError
 from compressor.files import write_text
 from compressor.logs import get_logger
-from compressor.result import Cost, Plan, VariantRecord, canonical_json, digest
+from compressor.result import Plan, VariantRecord, canonical_json, digest
+from compressor.search.making import TEMPORARY, Base, Bench, InlineMaker, Made, Maker, Work
 from compressor.search.study import Study
-from compressor.search.tuning import Recovered, Tuning
+from compressor.search.tuning import Tuning
 
 logger = get_logger(__name__)
 
-Model = TypeVar("Model")
-
 DEFAULT = Tuning()
-FIT, DEPLOYED = TEMPORARY = ("fit", "deployed")  # folders of a variant that end with its making
-
-
-class Judged(Protocol):
-    """Metrics and cost of a deployed model."""
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """The user's evaluation of it."""
-
-    @property
-    def cost(self) -> Cost:
-        """Measured on the target."""
 
 
 @dataclass(frozen=True)
-class Base(Generic[Model]):
-    """A recovered variant that larger plans start from: they hold its structure, and go further."""
+class Wish:
+    """A variant that somebody wants.
+
+    Attributes:
+        plan: of it.
+        epochs: of training, beyond those of what it starts from.
+        predicted: what it is reckoned to cost and to damage.
+        start: variant of the same structure that it goes on from: it differs in training or in
+            numbers only.
+        base: variant that has a part of the structure; None: the reference.
+        is_final: trained by the full trainer's settings.
+        tuning: what is to differ from the settings.
+        wanted: value of the metric; training that is clearly not coming to it is stopped.
+    """
 
     plan: Plan
-    model: Model
+    epochs: int
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    start: VariantRecord | None = None
+    base: VariantRecord | None = None
+    is_final: bool = False
+    tuning: Tuning = DEFAULT
+    wanted: float | None = None
 
-
-class Bench(Protocol):
-    """The part of a workbench that makes variants."""
-
-    def build(self, plan: Plan, base: Base[Any] | None = None) -> Any:
-        """A copy of the reference, or of `base`, with `plan` applied."""
-
-    def recover(
-        self,
-        model: Any,
-        plan: Plan,
-        epochs: int,
-        folder: Path,
-        *,
-        is_final: bool,
-        tuning: Tuning,
-        wanted: float | None,
-    ) -> Recovered:
-        """Fine-tune in place."""
-
-    def judge(self, model: Any, plan: Plan, folder: Path) -> Judged:
-        """Deploy, evaluate, measure."""
-
-    def save(self, model: Any, folder: Path) -> None:
-        """Write structure and weights."""
-
-    def load(self, folder: Path) -> Any:
-        """Read them back."""
-
-    def looks(self) -> int:
-        """How many times the judged split was evaluated in this process."""
+    @property
+    def epochs_before(self) -> int:
+        """Of what it starts from."""
+        parent = self.start or self.base
+        return parent.epochs if parent else 0
 
 
 class Variants:
     """All variants of one run, made on demand."""
 
-    def __init__(self, bench: Bench, study: Study, folder: Path, recipe: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        study: Study,
+        folder: Path,
+        recipe: Mapping[str, Any],
+        maker: Maker | None = None,
+    ) -> None:
         """Remember where things go.
 
         Args:
-            bench: does the work.
-            study: remembers what came of it.
+            bench: reads variants back.
+            study: remembers what came of them.
             folder: each variant gets a folder of its own here, named by its id.
             recipe: JSON of everything besides the plan that decides the outcome (seed, trainer).
+            maker: does the work; None: `bench`, one after the other.
         """
         self._bench = bench
         self._study = study
         self._folder = folder
         self._recipe = recipe
         self._recipe_digest = digest(dict(recipe))
+        self._maker = maker or InlineMaker(bench, folder)
+
+    @property
+    def width(self) -> int:
+        """How many are best wanted at once."""
+        return self._maker.width
 
     def known(self) -> list[VariantRecord]:
         """Those of this recipe that the study holds, oldest first."""
         return [r for r in self._study.variants() if r.recipe == self._recipe_digest]
 
-    def make(
-        self,
-        plan: Plan,
-        *,
-        epochs: int,
-        predicted: Mapping[str, float],
-        start: VariantRecord | None = None,
-        base: VariantRecord | None = None,
-        is_final: bool = False,
-        tuning: Tuning = DEFAULT,
-        wanted: float | None = None,
-    ) -> VariantRecord:
-        """The variant of `plan` after `epochs`, from the reference or from another variant.
+    def make(self, wishes: Sequence[Wish]) -> list[VariantRecord]:
+        """The variant of each, in their order; none of them starts from another of them.
 
-        `start` must have the same structure: it differs in training or in numbers only. `base` has
-        a part of the structure. An error that this package raises on purpose fails the variant,
-        with its reason; a study that cannot be written, and anything unexpected, stops the run.
+        An error that this package raises on purpose fails the variant, with its reason; a study
+        that cannot be written, and anything unexpected, stops the run. What is made of a round is
+        recorded as it comes, so that a crash loses no more than what was under way.
         """
-        lineage = [start.id if start else "", base.id if base else ""]
-        identity = [plan.digest, epochs, is_final, *lineage, tuning.to_json(), self._recipe_digest]
-        variant_id = digest(identity)[:12]
-        known = self._study.find(variant_id)
-        if known is not None and _was_given_up(known, wanted):
-            variant_id = digest([*identity, wanted])[:12]
-            known = self._study.find(variant_id)
-        if known is not None:
-            logger.info("variant %s is known: %s", variant_id, known.status)
-            return known
-        record = VariantRecord(
-            variant_id,
-            plan,
-            "failed",
-            predicted=dict(predicted),
-            is_final=is_final,
-            start=lineage[0],
-            base=lineage[1],
-            tuning=tuning.to_json(),
-            wanted=wanted,
-            recipe=self._recipe_digest,
-        )
-        began, looks = time.monotonic(), self._bench.looks()
-        before, earlier = start.epochs if start else base.epochs if base else 0, 0
-        try:
-            judged, recovered = self._make(record, epochs, start, base)
-        except StudyError:
-            raise
-        except CompressorError as error:
-            logger.warning("variant %s failed: %s", variant_id, error)
-            record = replace(record, reason=str(error), epochs=before)
-        else:
-            earlier = recovered.earlier_looks
-            record = replace(
-                record,
-                status="done",
-                metrics=dict(judged.metrics),
-                cost=judged.cost,
-                epochs=before + recovered.epochs,
-                reason=recovered.reason,
-            )
-        record = replace(
-            record, seconds=time.monotonic() - began, looks=self._bench.looks() - looks + earlier
-        )
-        write_text(self._folder / variant_id / "metrics.json", canonical_json(record.to_json()))
-        self._study.tell(record)
-        for name in TEMPORARY:
-            shutil.rmtree(self._folder / variant_id / name, ignore_errors=True)
-        return record
+        found: dict[str, VariantRecord] = {}
+        works: dict[str, Work] = {}
+        begun = []
+        for wish in wishes:
+            record = self._begin(wish)
+            begun.append(record.id)
+            known = self._study.find(record.id)
+            if known is not None:
+                logger.info("variant %s is known: %s", record.id, known.status)
+                found[record.id] = known
+            else:
+                works.setdefault(record.id, Work(record, wish.epochs, wish.start, wish.base))
+        if works:
+            made = self._maker.make(list(works.values()))
+            for work, one in zip(works.values(), made, strict=True):
+                found[work.record.id] = self._record(work, one)
+        return [found[each] for each in begun]
 
     def load(self, record: VariantRecord) -> Any:
         """The variant's model."""
@@ -174,35 +121,52 @@ class Variants:
         """The variant as what larger plans start from."""
         return Base(record.plan, self.load(record))
 
-    def _make(
-        self,
-        record: VariantRecord,
-        epochs: int,
-        start: VariantRecord | None,
-        base: VariantRecord | None,
-    ) -> tuple[Judged, Recovered]:
-        folder, plan = self._folder / record.id, record.plan
-        write_text(folder / "plan.json", canonical_json(plan.to_json()))
-        if start is not None:
-            model = self.load(start)
-        elif base is not None:
-            model = self._bench.build(plan, self.base(base))
+    def _begin(self, wish: Wish) -> VariantRecord:
+        """The record of a variant of which nothing is known yet but its id."""
+        lineage = [wish.start.id if wish.start else "", wish.base.id if wish.base else ""]
+        plan, tuning = wish.plan, wish.tuning.to_json()
+        how = [wish.epochs, wish.is_final, *lineage, tuning]
+        identity = [plan.digest, *how, self._recipe_digest]
+        variant_id = digest(identity)[:12]
+        known = self._study.find(variant_id)
+        if known is not None and _was_given_up(known, wish.wanted):
+            variant_id = digest([*identity, wish.wanted])[:12]
+        return VariantRecord(
+            variant_id,
+            plan,
+            "failed",
+            predicted=dict(wish.predicted),
+            is_final=wish.is_final,
+            epochs=wish.epochs_before,
+            start=lineage[0],
+            base=lineage[1],
+            tuning=tuning,
+            wanted=wish.wanted,
+            recipe=self._recipe_digest,
+        )
+
+    def _record(self, work: Work, made: Made) -> VariantRecord:
+        """Write down what came of `work`."""
+        record, recovered = work.record, made.recovered
+        if made.judged is None:
+            logger.warning("variant %s failed: %s", record.id, made.reason)
+            record = replace(record, reason=made.reason)
         else:
-            model = self._bench.build(plan)
-        recovered = Recovered(0)
-        if epochs:
-            recovered = self._bench.recover(
-                model,
-                plan,
-                epochs,
-                folder / FIT,
-                is_final=record.is_final,
-                tuning=Tuning.from_json(record.tuning),
-                wanted=record.wanted,
+            record = replace(
+                record,
+                status="done",
+                metrics=dict(made.judged.metrics),
+                cost=made.judged.cost,
+                epochs=record.epochs + recovered.epochs,
+                reason=recovered.reason,
             )
-        judged = self._bench.judge(model, plan, folder / DEPLOYED)
-        self._bench.save(model, folder)
-        return judged, recovered
+        looks = made.looks + recovered.earlier_looks
+        record = replace(record, seconds=made.seconds, looks=looks)
+        write_text(self._folder / record.id / "metrics.json", canonical_json(record.to_json()))
+        self._study.tell(record)
+        for name in TEMPORARY:
+            shutil.rmtree(self._folder / record.id / name, ignore_errors=True)
+        return record
 
 
 def _was_given_up(record: VariantRecord, wanted: float | None) -> bool:

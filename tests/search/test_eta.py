@@ -8,7 +8,7 @@ import pytest
 
 from compressor.search.budget import Spending
 from compressor.search.eta import Eta, usual_epochs
-from compressor.search.search import Effort
+from compressor.search.finishing import Effort
 from tests.search.test_search import EPOCH_SECONDS, run
 
 

@@ -18,8 +18,8 @@ from tests.test_engine import run
 
 def test_a_second_level_goes_on_from_what_was_recovered(tmp_path: Path) -> None:
     short = {"epochs": 2}  # one fine-tune does not win back what two do
-    one, _ = run(tmp_path / "1", level=1, delta=3.2, full_trainer=short)
-    two, bench = run(tmp_path / "2", level=2, delta=3.2, full_trainer=short)
+    one, _ = run(tmp_path / "1", level=1, delta=4.0, full_trainer=short)
+    two, bench = run(tmp_path / "2", level=2, delta=4.0, full_trainer=short)
     assert two.certificate.macs < one.certificate.macs
     assert two.certificate.within_delta
     by_id = {record.id: record for record in two.variants}
@@ -27,7 +27,7 @@ def test_a_second_level_goes_on_from_what_was_recovered(tmp_path: Path) -> None:
     assert further
     for record in further:
         base = by_id[record.base]
-        assert base.metrics["accuracy"] >= REFERENCE_ACCURACY - 3.2
+        assert base.metrics["accuracy"] >= REFERENCE_ACCURACY - 4.0
         assert {c.key for c in base.plan} < {c.key for c in record.plan}
         assert record.epochs > base.epochs
     assert any("is pruned further" in sentence for sentence in two.decisions)

@@ -8,11 +8,12 @@ import pytest
 
 from compressor.result import Choice, Plan
 from compressor.search.space import LayerChange, LayerState, Space
-from compressor.search.strategy import DamageSearch
+from compressor.search.strategy import LARGEST_STEP, DamageSearch
 
 COUNT = 12
 LAYERS = {f"layer{i}": LayerState(8, 8) for i in range(COUNT)}
 CHOICES = [Choice("block_removal", layer, {"removed": True}) for layer in LAYERS]
+CHOICES_PLAN = Plan(tuple(CHOICES))
 DAMAGE = {choice.key: 0.05 * (i + 1) for i, choice in enumerate(CHOICES)}
 
 
@@ -92,3 +93,32 @@ def test_plans_that_break_a_limit_are_not_proposed() -> None:
     proposal = strategy.ask(1.0)
     assert proposal is not None
     assert proposal.cost <= 8.0
+
+
+def test_beside_a_plan_others_halve_what_is_open_near_it() -> None:
+    strategy = make()
+    strategy.tell(CHOICES_PLAN, 100.0)  # so much damage fails
+    first = strategy.ask(1.0)
+    assert first is not None
+    beside = strategy.ask_beside(first, 3, 1.0)
+    assert 1 <= len(beside) <= 3
+    plans = {first.plan.digest, *(each.plan.digest for each in beside)}
+    assert len(plans) == 1 + len(beside)
+    fails = strategy.damage_of(CHOICES_PLAN)
+    for each in beside:
+        assert each.damage < min(fails, LARGEST_STEP * first.damage)
+    assert strategy.ask_beside(first, 0, 1.0) == []
+
+
+def test_a_limit_holds_for_what_is_measured_where_layers_promise_less() -> None:
+    """The sum over the layers leaves out what the rest of the graph takes."""
+    bound, overhead = 6.0, 1.4
+    strategy = make(bound)
+    just = strategy.describe(Plan(tuple(CHOICES[: COUNT // 2])))
+    assert just.cost == bound
+    assert strategy.at(just.damage) is not None
+    strategy.tell(just.plan, 0.5, [overhead * just.cost])
+    assert strategy.at(just.damage) is None
+    deeper = strategy.ask(1.0)
+    assert deeper is not None
+    assert overhead * deeper.cost <= bound
