@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compressor.config import Config
+from compressor.distributed.launch import join
 from compressor.errors import StudyError
 from compressor.files import write_text
 from compressor.frameworks.base import Exported, Framework, Job, Judged, Workbench
+from compressor.frameworks.leading import Leader, follow, lead
 from compressor.hardware import describe_machine
 from compressor.interfaces.metrics import check_delta
 from compressor.logs import get_logger
@@ -41,6 +44,7 @@ from compressor.search.effort import (
 from compressor.search.eta import Eta
 from compressor.search.goal import Goal, frontier
 from compressor.search.levels import Depth, Levels
+from compressor.search.making import InlineMaker, Maker
 from compressor.search.phases import Phases
 from compressor.search.run_dir import RunDir, open_run_dir
 from compressor.search.variants import Variants
@@ -63,7 +67,7 @@ class Engine:
     def __init__(
         self,
         framework: Framework,
-        data: Mapping[str, Any],
+        data: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
         model: Any,
         config: Mapping[str, Any] | Config | str | Path,
         forward_pass: Any = None,
@@ -76,6 +80,8 @@ class Engine:
         Args:
             framework: `TorchFramework()`.
             data: split name to any iterable of batches; "train" and the evaluated split are needed.
+                Or a function that returns this: it is called once in every process that works on
+                the job, such as a worker of Ray, to which loaders that hold files cannot be sent.
             model: trained; never modified.
             config: a mapping, a `Config`, or the path of a YAML file.
             forward_pass: how a batch becomes a call of the model; default: the batch's first
@@ -105,7 +111,8 @@ class Engine:
         """The smallest or fastest model that keeps the metric within delta; `result` has the rest.
 
         A run directory that holds an interrupted run is gone on with; one that holds this finished
-        run is read.
+        run is read. Processes that torchrun or horovodrun has started train together; all else is
+        done, and written, by rank 0, and all of them return the same.
 
         Args:
             dryrun: every step on two batches, in a temporary folder: shows what would fail.
@@ -113,19 +120,27 @@ class Engine:
         Raises:
             CompressorError: bad input, before any work; each says the way out.
         """
-        if dryrun:
-            with tempfile.TemporaryDirectory() as folder:
-                return self._run(
-                    Path(folder), replace(self._job, is_dryrun=True, config=_dry(self.config))
-                )
-        return self._run(Path(self.config.run_dir or "compressor_run"), self._job)
+        job = self._job
+        with ExitStack() as stack:
+            if dryrun:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                job = replace(job, is_dryrun=True, config=_dry(self.config))
+            else:
+                folder = Path(self.config.run_dir or "compressor_run")
+            processes = join(job.config.device, use_horovod=job.config.use_horovod)
+            team = stack.enter_context(processes)
+            if team.context.is_main:
+                self.result = self._run(folder, job, stack.enter_context(lead(team)))
+            else:
+                self.result = follow(self.framework, job, team)
+            return self.result.model
 
-    def _run(self, folder: Path, job: Job) -> Any:
+    def _run(self, folder: Path, job: Job, leader: Leader) -> Result:
         with open_run_dir(folder) as run, Progress(job.config.progress) as progress:
             try:
                 with isolated_rng(job.config.seed):
-                    bench = self.framework.open(job, folder, progress)
-                    self.result = self._compress(bench, job.config, run, progress)
+                    bench = leader.open(self.framework, job, folder, progress)
+                    return leader.end(bench, self._compress(bench, job.config, run, progress))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"Interrupted. What is done is saved: run again with run_dir={str(folder)!r} "
@@ -138,7 +153,6 @@ class Engine:
                     f"Writing to {str(folder)!r} failed: {error}. What was saved before is "
                     "intact; free space and start again with the same run_dir to go on."
                 ) from error
-        return self.result.model
 
     def _compress(
         self, bench: Workbench[Any], config: Config, run: RunDir, progress: Progress
@@ -178,16 +192,17 @@ class Engine:
         phases.begin("search", f"{len(choices)} choices are known")
         decide = run.decide(key)
         recipe = {**config.recipe(), "job": bench.job_digest(), "metric": goal.key}
-        variants = Variants(bench, run.study, run.variants, recipe)
-        attempts = Attempts(
-            goal, variants, decide, progress, known=run.known(key, variants, damages.holds)
-        )
-        effort = choose_effort(config, spending, decide, bench.epoch_seconds)
-        eta = Eta(spending, expected_epochs(config, effort))
-        attempts.on_record = eta.tell
-        depth = _depth(config, run, bench)
-        levels = Levels(attempts, damages, spending, effort, depth, is_number=bench.is_number)
-        best = levels.run()
+        with _maker(bench, config, run) as maker:
+            variants = Variants(bench, run.study, run.variants, recipe, maker)
+            attempts = Attempts(
+                goal, variants, decide, progress, known=run.known(key, variants, damages.holds)
+            )
+            effort = choose_effort(config, spending, decide, bench.epoch_seconds)
+            eta = Eta(spending, expected_epochs(config, effort))
+            attempts.on_record = eta.tell
+            depth = _depth(config, run, bench)
+            levels = Levels(attempts, damages, spending, effort, depth, is_number=bench.is_number)
+            best = levels.run()
         records = attempts.records
         reason = explain(goal, best, reference.cost, records, choices=len(choices))
         best = None if reason else best
@@ -245,9 +260,14 @@ def _read(config: Mapping[str, Any] | Config | str | Path) -> Config:
 
 
 def _job_json(config: Config) -> dict[str, Any]:
-    """What makes a run another one: all but where it is kept and how it is shown."""
+    """What makes a run another one: all but where it is kept, how it is shown, and who works."""
     values = config.to_json()
-    return {name: value for name, value in values.items() if name not in {"run_dir", "progress"}}
+    decisive = {
+        name: value
+        for name, value in values.items()
+        if name not in {"run_dir", "progress", "executor"}
+    }
+    return {**decisive, "workers": config.executor.workers}
 
 
 def _is_finished(run: RunDir, key: str) -> bool:
@@ -271,6 +291,13 @@ def _reload(bench: Workbench[Any], run: RunDir) -> Result:
     artifacts = {name: Path(path) for name, path in values["artifacts"].items()}
     model = bench.load(artifacts["model_dir"])
     return Result.from_json(values, model, lambda: bench.runtime_model(artifacts))
+
+
+@contextmanager
+def _maker(bench: Workbench[Any], config: Config, run: RunDir) -> Iterator[Maker]:
+    """Who makes the variants: the workers that the configuration asks for, or this process."""
+    with bench.workers(config.executor, run.variants) as workers:
+        yield workers or InlineMaker(bench, run.variants, config.executor.workers)
 
 
 def _profile(bench: Workbench[Any], run: RunDir) -> Judged:

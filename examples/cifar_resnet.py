@@ -1,6 +1,9 @@
 """Compress a pretrained CIFAR ResNet within one point of accuracy, for the lowest latency.
 
 python examples/cifar_resnet.py --data DIR --model resnet56 --minutes 30
+
+On several GPUs, or as several processes of the CPU:
+torchrun --nproc_per_node 2 examples/cifar_resnet.py --data DIR --model resnet56 --minutes 30
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from compressor import (
     LossFunction,
     TorchFramework,
 )
+from compressor.distributed.launch import is_main_process
 
 Batch = tuple[Tensor, Tensor]
 
@@ -106,7 +110,8 @@ def main() -> None:
         loss_function_kwargs={},
     )
     engine.run()
-    report(engine)
+    if is_main_process():  # under torchrun all have the result
+        report(engine)
 
 
 def report(engine: Engine) -> None:

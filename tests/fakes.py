@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compressor.config import ExecutorConfig
 from compressor.errors import ModelError
 from compressor.files import write_text
 from compressor.frameworks.base import Exported, Job, Judged
@@ -139,6 +141,10 @@ class FakeBench:
         del folder
         self.calls.append("judge")
         return self._judged(model, plan)
+
+    def workers(self, executor: ExecutorConfig, folder: Path) -> AbstractContextManager[None]:
+        del executor, folder
+        return nullcontext()
 
     def save(self, model: FakeModel, folder: Path) -> None:
         text = json.dumps({"plan": model.plan.to_json(), "epochs": model.epochs})

@@ -3,6 +3,7 @@
 from compressor.config.parts import (
     BudgetConfig,
     CustomCompression,
+    ExecutorConfig,
     ExportConfig,
     LayerCompression,
     QuantizationArgs,
@@ -18,6 +19,7 @@ __all__ = [
     "CustomCompression",
     "DistillationConfig",
     "EmaConfig",
+    "ExecutorConfig",
     "ExportConfig",
     "LayerCompression",
     "QuantizationArgs",

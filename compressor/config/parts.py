@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from compressor.config.checks import check, is_finite
 from compressor.config.reader import as_mapping, read
@@ -93,6 +93,44 @@ class ExportConfig:
         """Refuse what cannot be meant."""
         for size in self.resolutions:
             check("export.resolutions", size, min(size) >= 1, "pairs (height, width) in pixels")
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    """Who makes the variants. The search asks for `workers` of them at a time, whoever makes them.
+
+    Attributes:
+        kind: "inline", one after the other in this process, or "ray", each by a worker of Ray.
+        workers: variants that are made side by side.
+        resources: of one worker of Ray: {"CPU": threads, "GPU": fraction of one, ...}.
+    """
+
+    kind: Literal["inline", "ray"] = "inline"
+    workers: int = 1
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        check("executor.workers", self.workers, self.workers >= 1, "1 or more")
+        for name, amount in self.resources.items():
+            check(f"executor.resources.{name}", amount, is_finite(amount, 0), "0 or more")
+        if self.resources and self.kind == "inline":
+            raise ConfigError(
+                f"executor.resources={dict(self.resources)} is of the workers of Ray, and "
+                "executor.kind is 'inline'. Write executor={'kind': 'ray', ...}, or leave it out."
+            )
+
+
+def read_executor(value: Any, where: str = "executor") -> ExecutorConfig:
+    """An executor as its kind alone, or as a mapping.
+
+    Raises:
+        ConfigError: an unknown kind or key.
+
+    >>> read_executor("ray").kind, read_executor({"kind": "ray", "workers": "4"}).workers
+    ('ray', 4)
+    """
+    return read(ExecutorConfig, {"kind": value} if isinstance(value, str) else value, where)
 
 
 @dataclass(frozen=True)

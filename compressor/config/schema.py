@@ -16,8 +16,10 @@ from compressor.config.checks import check, is_finite
 from compressor.config.parts import (
     BudgetConfig,
     CustomCompression,
+    ExecutorConfig,
     ExportConfig,
     TargetConfig,
+    read_executor,
     settle_target,
 )
 from compressor.config.reader import as_mapping, read
@@ -33,6 +35,7 @@ OUTCOME = (
     "seed",
     "device",
     "precision",
+    "use_horovod",
     "full_trainer",
     "fine_tuner",
     "eval_split",
@@ -55,7 +58,8 @@ class Config:
         level: 1 is one pass; 2 and 3 search longer.
         deepsearch: spend what is left of delta, slowly.
         device: where training and evaluation run; default: GPU where there is one.
-        use_horovod: several GPUs; not yet here.
+        use_horovod: train in the processes that horovodrun starts, on a GPU or a core each; the
+            learning rate is multiplied by their number.
         task_type: decides the default `eval_key`, loss and evaluation.
         eval_key: which value of the evaluation's dict counts; None: the only one there is.
         eval_split: split of the data that variants are judged on.
@@ -73,7 +77,7 @@ class Config:
         run_dir: folder of the run; None: the engine chooses one.
         seed: of everything that is drawn.
         holdout: split that the result alone is measured on; None: `eval_split`.
-        executor: how variants are built; "inline" is one after the other.
+        executor: who makes the variants: "inline", "ray", or {"kind", "workers", "resources"}.
         precision: of training; "auto" is bf16 on the GPU and fp32 on the CPU.
         progress: show bars; None: when stderr is a terminal.
     """
@@ -105,7 +109,7 @@ class Config:
     run_dir: str | None = None
     seed: int = 0
     holdout: str | None = None
-    executor: str = "inline"
+    executor: ExecutorConfig = field(default=ExecutorConfig(), metadata={"read": read_executor})
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     progress: bool | None = None
 
@@ -168,14 +172,10 @@ Did you mean 'delta'? ...
         is_drop = is_finite(self.delta, 0) and self.delta > 0
         check("delta", self.delta, is_drop, "how much the metric may lose, a number above 0")
         check("level", self.level, 1 <= self.level <= 3, "1, 2 or 3")
-        if self.use_horovod:
+        if self.use_horovod and self.executor.kind == "ray":
             raise ConfigError(
-                "use_horovod=True: training on several GPUs is not in this version. "
-                "Write use_horovod=False; one GPU is used."
-            )
-        if self.executor != "inline":
-            raise ConfigError(
-                f"executor={self.executor!r} is not in this version. Write executor='inline'."
+                "use_horovod=True trains each variant in several processes, and executor 'ray' "
+                "makes each in one. Write use_horovod=False, or executor='inline'."
             )
         if self.holdout in (self.eval_split, "train"):
             raise ConfigError(

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from compressor.distributed.alone import is_alone
+
+Plain = TypeVar("Plain")  # numbers, strings, bytes, tensors, and containers of them
+
+
+class Replica(Protocol):
+    """One model of which every process holds a copy, and whose gradients become their mean.
+
+    An edit of the model ends it: `close` it, and ask the context for another.
+    """
+
+    @property
+    def runner(self) -> nn.Module:
+        """What is called in place of the model; may be another object after a batch."""
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[object]:
+        """Holds forward and backward of a micro-batch; `is_last` of the batch may communicate."""
+
+    def finish(self) -> None:
+        """After the last backward pass of a batch: set the gradients to the mean over all."""
+
+    def close(self) -> None:
+        """Take off the model what was put on it."""
+
 
 class Context(Protocol):
-    """One of `world_size` processes; all of them call the same methods in the same order."""
+    """One of `world_size` processes; all of them call the same methods in the same order.
+
+    Attributes:
+        splits_batches: whether a batch of the user's loader is that of all processes together, of
+            which each takes a part; else each takes whole batches of its own.
+    """
+
+    splits_batches: bool
 
     @property
     def rank(self) -> int:
@@ -21,125 +53,115 @@ class Context(Protocol):
     def world_size(self) -> int:
         """How many there are."""
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes and evaluates."""
+
     def most(self, value: float) -> float:
         """The largest `value` of them."""
 
-    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Of each name, the mean over those that have it."""
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Of each name, the sum over those that have it; in the order of rank 0's names first."""
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Plain) -> list[Plain]:
         """The plain `value` of each, by rank."""
+
+    def share(self, value: Plain) -> Plain:
+        """The plain `value` of rank 0; that of the others is not looked at."""
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Set `tensors` to those of rank 0, in place."""
 
-    def average_gradients(self, model: nn.Module) -> None:
-        """Set the gradients of `model` to their mean, in place; where one has none, it counts 0."""
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Set `tensors`, which are floating, to their mean over all, in place."""
+
+    def barrier(self) -> None:
+        """Wait for all."""
+
+    def replicate(self, model: nn.Module) -> Replica:
+        """A replica of `model`, whose parameters and buffers are equal in all processes."""
+
+    def close(self) -> None:
+        """Let go of what this context has opened itself."""
 
 
 class SingleProcess:
     """There is only this one: nothing to do."""
 
+    splits_batches = True
     rank = 0
     world_size = 1
+    is_main = True
 
     def most(self, value: float) -> float:
         """`value`."""
         return value
 
-    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
         """`values`."""
         return dict(values)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Plain) -> list[Plain]:
         """`value` alone."""
         return [value]
 
+    def share(self, value: Plain) -> Plain:
+        """`value`."""
+        return value
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Nothing."""
 
-    def average_gradients(self, model: nn.Module) -> None:
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing."""
+
+    def barrier(self) -> None:
+        """Nothing."""
+
+    def replicate(self, model: nn.Module) -> Replica:
+        """The model itself."""
+        return SingleReplica(model)
+
+    def close(self) -> None:
         """Nothing."""
 
 
-class TorchDistributed:
-    """The default process group of `torch.distributed`, which the caller has initialised."""
+class SingleReplica:
+    """A model that only this process trains.
 
-    @property
-    def rank(self) -> int:
-        """Of this process."""
-        return dist.get_rank()
+    Args:
+        model: is the runner.
+    """
 
-    @property
-    def world_size(self) -> int:
-        """Of the group."""
-        return dist.get_world_size()
+    def __init__(self, model: nn.Module) -> None:
+        self.runner = model
+        self._nothing = nullcontext()
 
-    def most(self, value: float) -> float:
-        """The largest `value` of them."""
-        tensor = torch.tensor(value, dtype=torch.float64, device=_device())
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return float(tensor.item())
+    def accumulating(self, is_last: bool) -> AbstractContextManager[object]:
+        """Nothing."""
+        return self._nothing
 
-    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Of each name, the mean over those that have it."""
-        everybody = self.gather(dict(values))
-        names = dict.fromkeys(name for each in everybody for name in each)
-        found = {name: [each[name] for each in everybody if name in each] for name in names}
-        return {name: sum(own) / len(own) for name, own in found.items()}
+    def finish(self) -> None:
+        """Nothing."""
 
-    def gather(self, value: Any) -> list[Any]:
-        """The plain `value` of each, by rank."""
-        everybody: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everybody, value)
-        return everybody
-
-    def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Set `tensors` to those of rank 0, in place; one message a type."""
-        for same in _by_type(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in same]).to(_device())
-            dist.broadcast(flat, src=0)
-            _scatter(flat, same)
-
-    def average_gradients(self, model: nn.Module) -> None:
-        """Set the gradients of `model` to their mean, in place; where one has none, it counts 0."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        has = torch.tensor([p.grad is not None for p in parameters], device=_device()).byte()
-        dist.all_reduce(has, dist.ReduceOp.MAX)
-        gradients = []
-        for parameter, is_somewhere in zip(parameters, has.tolist(), strict=True):
-            if is_somewhere:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                gradients.append(parameter.grad)
-        for same in _by_type(gradients):
-            flat = torch.cat([tensor.reshape(-1) for tensor in same]).to(_device())
-            dist.all_reduce(flat)
-            flat /= self.world_size
-            _scatter(flat, same)
+    def close(self) -> None:
+        """Nothing."""
 
 
 def current_context() -> Context:
-    """`torch.distributed`, where it is initialised with several processes; else this one alone."""
-    is_several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return TorchDistributed() if is_several else SingleProcess()
+    """Horovod or `torch.distributed`, where initialised with several processes; else this alone.
 
+    Inside `alone` there is only this one.
+    """
+    if is_alone():
+        return SingleProcess()
+    horovod = sys.modules.get("horovod.torch")  # importing it takes seconds, and few have it
+    if horovod is not None and horovod.is_initialized() and horovod.size() > 1:
+        from compressor.distributed.horovod_context import HorovodContext
 
-def _device() -> torch.device:
-    """Where messages must lie."""
-    return torch.device("cuda" if "nccl" in str(dist.get_backend()) else "cpu")
+        return HorovodContext()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        from compressor.distributed.torch_context import TorchDistributed
 
-
-def _by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors of one type and device together, in an order that is the same in all processes."""
-    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    return list(groups.values())
-
-
-def _scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        sizes = [tensor.numel() for tensor in tensors]
-        for tensor, part in zip(tensors, torch.split(flat, sizes), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        return TorchDistributed()
+    return SingleProcess()

@@ -6,16 +6,18 @@ networks, in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from compressor.config import Config
+from compressor.config import Config, ExecutorConfig
+from compressor.distributed import Context
 from compressor.progress import Progress
 from compressor.result import Agreement, Choice, Cost, Parity, Plan
 from compressor.search.interval import Paired
-from compressor.search.making import Base
+from compressor.search.making import Base, Maker
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.search.tuning import Recovered, Tuning
 
@@ -26,7 +28,7 @@ Model = TypeVar("Model")
 class Job:
     """What the user handed in, as it came; the framework makes sense of it."""
 
-    data: Mapping[str, Any]
+    data: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     model: Any
     config: Config
     forward_pass: Any = None
@@ -34,6 +36,11 @@ class Job:
     loss_function_cls: Any = None
     loss_function_kwargs: Mapping[str, Any] | None = None
     is_dryrun: bool = False
+
+    def open_data(self) -> Mapping[str, Any]:
+        """The loaders by split; in every process that opens the job, a function makes them once."""
+        data = self.data
+        return data() if callable(data) and not isinstance(data, Mapping) else data
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,16 @@ class Exported:
 
 
 class Workbench(Protocol[Model]):
-    """One job, opened. Models handed out are copies; the reference is never changed."""
+    """One job, opened. Models handed out are copies; the reference is never changed.
+
+    Attributes:
+        can_export: whether the model can be exported, as far as is known.
+    """
+
+    can_export: bool
+
+    def leave_export(self) -> None:
+        """Take note that the model cannot be exported: it is deployed in torch from now on."""
 
     def check(self) -> None:
         """Try everything once on two batches: copy, trace, forward, loss, gradient.
@@ -144,11 +160,33 @@ class Workbench(Protocol[Model]):
     def judge(self, model: Model, plan: Plan, folder: Path) -> Judged:
         """Deploy `model` to the target as `plan` says, evaluate it there, measure it."""
 
+    def workers(
+        self, executor: ExecutorConfig, folder: Path
+    ) -> AbstractContextManager[Maker | None]:
+        """What makes variants in `folder` beside this process; None: this process is to make them.
+
+        Raises:
+            CompressorError: if the job cannot be handed to others, or there are none.
+        """
+
     def save(self, model: Model, folder: Path) -> None:
         """Write structure and weights."""
 
     def load(self, folder: Path) -> Model:
         """Read them back onto a copy of the reference."""
+
+    def pack(self, model: Model) -> dict[str, bytes]:
+        """What `save` writes, by the name of the file."""
+
+    def unpack(self, files: Mapping[str, bytes]) -> Model:
+        """What `load` reads."""
+
+    def meet(self, context: Context) -> None:
+        """Take the reference of rank 0, in every process that has opened the job.
+
+        Raises:
+            ModelError: if a process was given a model of another structure.
+        """
 
     def export(self, model: Model, plan: Plan, folder: Path) -> Exported:
         """Write every format that the user asked for, and compare the float file with the model."""

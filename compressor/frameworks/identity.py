@@ -1,4 +1,4 @@
-"""What the user handed in, as text that is the same in the next process: for digests."""
+"""Whether what the user handed in is the same in another process."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from compressor.distributed import Context
+from compressor.errors import ModelError
 from compressor.interfaces.inputs import tensor_bytes
 
 
@@ -36,3 +38,22 @@ def stable(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [stable(item) for item in value]
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def check_same_structure(model: nn.Module, context: Context) -> None:
+    """Do nothing if all processes have a model of these classes and sizes.
+
+    Raises:
+        ModelError: in all processes, if one has another.
+    """
+    sizes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    everybody = context.gather((type(model).__qualname__, sizes))
+    first = everybody[0]
+    for rank, other in enumerate(everybody):
+        if other != first:
+            names = [n for n in {**first[1], **other[1]} if first[1].get(n) != other[1].get(n)]
+            where = f"{names[0]!r} differs" if names else f"it is a {other[0]}"
+            raise ModelError(
+                f"The model of rank {rank} has another structure than that of rank 0: {where}. "
+                "Give all processes the same model."
+            )

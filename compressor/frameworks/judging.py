@@ -76,9 +76,12 @@ class Judging:
 
     def judge(self, model: nn.Module, deployed: Deployed, split: str) -> Judged:
         """Of `model` as it is deployed, on `split`."""
-        latency_ms = self.latency_ms(deployed.module)
-        metrics = self.evaluate(deployed.module, split)
-        return Judged(metrics, self._cost(model, deployed.size_bytes, latency_ms))
+        cost = self.measure(model, deployed)
+        return Judged(self.evaluate(deployed.module, split), cost)
+
+    def measure(self, model: nn.Module, deployed: Deployed) -> Cost:
+        """Of `model` as it is deployed, with nothing else at work on this machine."""
+        return self._cost(model, deployed.size_bytes, self.latency_ms(deployed.module))
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """The user's metrics; the same of the same model, whatever was evaluated before."""

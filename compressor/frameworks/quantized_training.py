@@ -7,7 +7,7 @@ learned with them are kept beside it, for the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from compressor.errors import ModelError, first_line
 from compressor.export.post_training import PostTraining
-from compressor.files import write_text
+from compressor.files import write_bytes
 from compressor.interfaces.inputs import ModelInputs
 from compressor.quantization.model import QuantizedModel
 from compressor.quantization.plan import Formats, QuantizationPlan
@@ -93,14 +93,24 @@ def remember_plan(model: nn.Module, plan: QuantizationPlan) -> None:
 
 def save_plan(model: nn.Module, folder: Path) -> None:
     """Write the plan that `model` has beside its weights; nothing if it has none."""
-    plan = learned_plan(model)
-    if plan is not None:
-        write_text(folder / FILE, json.dumps(plan.to_json()))
+    for name, content in plan_to_bytes(model).items():
+        write_bytes(folder / name, content)
 
 
 def load_plan(model: nn.Module, folder: Path) -> nn.Module:
     """`model` with the plan that `save_plan` wrote, if it did."""
     path = folder / FILE
-    if path.is_file():
-        remember_plan(model, QuantizationPlan.from_json(json.loads(path.read_text())))
+    return plan_from_bytes(model, {FILE: path.read_bytes()} if path.is_file() else {})
+
+
+def plan_to_bytes(model: nn.Module) -> dict[str, bytes]:
+    """What `save_plan` writes, by the name of the file."""
+    plan = learned_plan(model)
+    return {} if plan is None else {FILE: json.dumps(plan.to_json()).encode()}
+
+
+def plan_from_bytes(model: nn.Module, files: Mapping[str, bytes]) -> nn.Module:
+    """`model` with the plan that is among `files`, if there is one."""
+    if FILE in files:
+        remember_plan(model, QuantizationPlan.from_json(json.loads(files[FILE])))
     return model

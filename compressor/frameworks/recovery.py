@@ -13,6 +13,7 @@ from torch import nn
 
 from compressor.config import Config, DistillationConfig, TrainerConfig
 from compressor.config.checks import check
+from compressor.distributed import current_context
 from compressor.errors import CheckpointError, ModelError
 from compressor.interfaces.data import DataLoaderView
 from compressor.interfaces.optimizers import ScaledOptimizerFactory
@@ -33,6 +34,7 @@ from compressor.training.callbacks import (
     ProgressBar,
 )
 from compressor.training.evaluator import Evaluator
+from compressor.training.large_batch import LargeBatchWarmup
 from compressor.training.trainer import Trainer
 
 logger = get_logger(__name__)
@@ -116,6 +118,10 @@ class Recovery:
             return Recovered(epochs)
         configured = self._config.full_trainer if is_final else self._config.fine_tuner
         settings = tuned(configured, tuning)
+        context = current_context()
+        if not context.splits_batches:
+            settings = scaled(settings, context.world_size)
+            algorithms = [*algorithms, LargeBatchWarmup(context.world_size)]
         is_smooth = tuning.scheduler is not None or settings.scheduler is None
         loader: Iterable[Any] = self._data["train"]
         if settings.loop_test:
@@ -251,6 +257,11 @@ def tuned(settings: TrainerConfig, tuning: Tuning) -> TrainerConfig:
     if distillation is not None and tuning.temperature is not None:
         distillation = replace(distillation, temperature=tuning.temperature)
     return replace(settings, distillation=distillation)
+
+
+def scaled(settings: TrainerConfig, factor: float) -> TrainerConfig:
+    """`settings` with learning rates times `factor`, for a batch that is so many times larger."""
+    return replace(settings, optimizer=ScaledOptimizerFactory(settings.optimizer, factor))
 
 
 def _fit_outside(loop: Any, model: nn.Module, epochs: int, *, is_final: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.config import Config
+from compressor.config import Config, ExecutorConfig
+from compressor.distributed import Context, current_context
 from compressor.errors import ConfigError, ExportError, ModelError
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.frameworks.checks import check_calls, check_training
@@ -18,22 +20,29 @@ from compressor.frameworks.code_version import damage_version
 from compressor.frameworks.defaults import make_task, make_techniques
 from compressor.frameworks.deployment import Deployment
 from compressor.frameworks.further import further
-from compressor.frameworks.identity import source_of, stable
+from compressor.frameworks.identity import check_same_structure, source_of, stable
 from compressor.frameworks.judging import Judging
 from compressor.frameworks.layer_costs import effects_of, layer_state, stored_layers
 from compressor.frameworks.numbers import Numbers
-from compressor.frameworks.quantized_training import load_plan, save_plan, train_quantized
+from compressor.frameworks.quantized_training import (
+    load_plan,
+    plan_from_bytes,
+    plan_to_bytes,
+    save_plan,
+    train_quantized,
+)
 from compressor.frameworks.recovery import Recovery
 from compressor.frameworks.reference_costs import ReferenceCosts
 from compressor.frameworks.sensing import Sensing
 from compressor.frameworks.subset import Subset, draw_subset, model_digest
+from compressor.frameworks.workers import RayMaker, check_sendable, ray_workers
 from compressor.interfaces.data import check_data, first_batch, move
 from compressor.interfaces.inputs import ModelInputs
 from compressor.logs import get_logger
 from compressor.profiling.counts import count
 from compressor.progress import Progress
 from compressor.quantization.plan import Formats
-from compressor.result import Choice, Plan, digest
+from compressor.result import Choice, Cost, Plan, digest
 from compressor.search.making import Base
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.search.tuning import Recovered, Tuning
@@ -45,6 +54,7 @@ from compressor.structure.trace import (
     export_graph,
     in_eval,
 )
+from compressor.targets import Deployed
 from compressor.techniques import (
     TECHNIQUES,
     ChannelPruning,
@@ -68,7 +78,12 @@ class TorchBench:
 
     Attention of hard-wired width has the form in which heads can be removed; see
     `structure.attention`.
+
+    Attributes:
+        can_export: whether the model can be exported, as far as is known.
     """
+
+    can_export = True
 
     def __init__(self, job: Job, run_dir: Path, progress: Progress) -> None:
         """Understand the job.
@@ -82,7 +97,7 @@ class TorchBench:
         self.device = self.config.device.torch_device
         limit = DRYRUN_BATCHES if job.is_dryrun else None
         self.data = check_data(
-            job.data, self.config.eval_split, self.config.holdout, max_batches=limit
+            job.open_data(), self.config.eval_split, self.config.holdout, max_batches=limit
         )
         self.task = make_task(job)
         self.techniques = make_techniques(self.config)
@@ -107,6 +122,8 @@ class TorchBench:
 
     def check(self) -> None:
         """Try everything once on two batches; see `frameworks.checks`."""
+        if self.config.executor.kind == "ray":
+            check_sendable(self._job)
         check_training(self.task, self.reference, self.data, self.device, self.config)
         counted = count(self.reference, self.example.with_batch(1).to(self.device))
         if counted.uncounted:
@@ -116,11 +133,17 @@ class TorchBench:
             export_graph(copy_model(self.reference).cpu(), self.example)
             self._deployment.reference(self.reference, self.example)
         except (ModelError, ExportError) as error:
-            self._deployment = self._deployment.without_export()
+            self.leave_export()
             self._lose(
                 f"{error} The model is measured in torch instead, without int8; a technique that "
                 "needs its graph is left out."
             )
+
+    def leave_export(self) -> None:
+        """Take note that the model cannot be exported: it is deployed in torch from now on."""
+        if self.can_export:
+            self.can_export = False
+            self._deployment = self._deployment.without_export()
 
     def digest(self) -> str:
         """Of what damages depend on: reference, subset, how outputs are compared, and our code."""
@@ -160,6 +183,11 @@ class TorchBench:
     def baseline(self) -> Judged:
         """The reference: metrics in torch, cost on the target in float32."""
         return self._judging.judge_reference()
+
+    @property
+    def reference_judged(self) -> Judged:
+        """The baseline, which must be known by now."""
+        return self._judging.reference
 
     def use_baseline(self, baseline: Judged) -> None:
         """Take what an earlier process measured: latencies are reported on its scale."""
@@ -256,7 +284,8 @@ class TorchBench:
             for technique in self.techniques.values()
             for algorithm in technique.algorithms(plan.of(technique.name).choices)
         ]
-        formats = self._deployment.formats(model, plan, trained=True)
+        # Rank 0 knows the machine that its formats are for.
+        formats = current_context().share(self._deployment.formats(model, plan, trained=True))
         if formats and algorithms:
             raise ModelError(
                 "Numbers of few bits are not trained beside zeros or palettes that must stay."
@@ -292,10 +321,28 @@ class TorchBench:
     def judge(self, model: nn.Module, plan: Plan, folder: Path) -> Judged:
         """Deploy as `plan` says, evaluate the deployed model, measure it beside the reference."""
         with self._progress.task("judge", total=None):
-            deployed = self._deployment.deploy(
-                model, self.example, folder, plan, self.subset.inputs
-            )
+            deployed = self._deploy(model, plan, folder)
             return self._judging.judge(model, deployed, self.config.eval_split)
+
+    def evaluate(self, model: nn.Module, plan: Plan, folder: Path) -> Mapping[str, float]:
+        """The part of `judge` that may be done beside others: the metrics."""
+        deployed = self._deploy(model, plan, folder)
+        return self._judging.evaluate(deployed.module, self.config.eval_split)
+
+    def measure(self, model: nn.Module, plan: Plan, folder: Path) -> Cost:
+        """The part of `judge` that must be done alone: the cost."""
+        return self._judging.measure(model, self._deploy(model, plan, folder))
+
+    def _deploy(self, model: nn.Module, plan: Plan, folder: Path) -> Deployed:
+        return self._deployment.deploy(model, self.example, folder, plan, self.subset.inputs)
+
+    def workers(
+        self, executor: ExecutorConfig, folder: Path
+    ) -> AbstractContextManager[RayMaker | None]:
+        """What makes variants in `folder` beside this process; None: this one is to make them."""
+        if executor.kind == "inline":
+            return nullcontext()
+        return ray_workers(self, type(self), self._job, executor, folder, self._progress)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Structure and weights, without pickle."""
@@ -306,6 +353,21 @@ class TorchBench:
         """A saved variant, on the job's device."""
         model = archive.load(folder, self._given).to(self.device)
         return in_eval(load_plan(model, folder))
+
+    def pack(self, model: nn.Module) -> dict[str, bytes]:
+        """What `save` writes, by the name of the file."""
+        return {**archive.to_bytes(model, reference=self._given), **plan_to_bytes(model)}
+
+    def unpack(self, files: Mapping[str, bytes]) -> nn.Module:
+        """What `load` reads."""
+        model = archive.from_bytes(files, self._given).to(self.device)
+        return in_eval(plan_from_bytes(model, files))
+
+    def meet(self, context: Context) -> None:
+        """Take the reference of rank 0; see `frameworks.leading`."""
+        check_same_structure(self._given, context)
+        for model in (self._given, self.reference):
+            context.broadcast([*model.parameters(), *model.buffers()])
 
     # export -----------------------------------------------------------------------------------
 

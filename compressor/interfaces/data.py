@@ -33,6 +33,10 @@ class DataLoaderView:
         """The user's loader itself."""
         return self._loader
 
+    def over(self, loader: Iterable[Any]) -> DataLoaderView:
+        """The same view of another loader."""
+        return DataLoaderView(loader, self._max_batches)
+
     @property
     def batch_size(self) -> int:
         """Samples in a full batch; a loader that does not say is asked for its first batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 
 import torch
@@ -23,6 +24,9 @@ class Device(Enum):
     def of(cls, value: Device | torch.device | str) -> Device:
         """The device that a user means by `value`: "GPU", "cuda", "cuda:0", a torch.device, ….
 
+        In a process that torchrun started this is the GPU of the process, which may also be called
+        by its number.
+
         Raises:
             ConfigError: if it means none, or a GPU that is not the first.
         """
@@ -31,14 +35,14 @@ class Device(Enum):
         word = str(value).strip().lower()
         if word == "cpu":
             return cls.CPU
-        if word in ("gpu", "cuda", "cuda:0"):
+        if word in ("gpu", "cuda", "cuda:0", f"cuda:{os.environ.get('LOCAL_RANK')}"):
             return cls.GPU
         number = word.removeprefix("cuda:")
         if word != number and number.isdecimal():
             raise ConfigError(
                 f"device={str(value)!r} names one of several GPUs, and only the first that is "
                 f"visible is used. Set CUDA_VISIBLE_DEVICES={number} in the environment and write "
-                "'cuda'."
+                "'cuda'; or start one process for each GPU with torchrun."
             )
         raise ConfigError(f"There is no device {value!r}. Write 'CPU' or 'GPU'.")
 

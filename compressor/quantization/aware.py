@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,6 +55,10 @@ class QuantizationAwareTraining(Algorithm):
     run away: with distillation and a rate of 0.002 (SGD, momentum 0.9) ResNet-20 with 4-bit weights
     fell to chance, and with clipping it gained at 0.002 and at 0.01.
 
+    Algorithms that change inputs, such as MixUp, also do while ranges are observed, which then are
+    those of what the model is given: let them have a `window` from `observe_until` on, or none and
+    `observe_until='0dur'`. Calibration, which comes before, sees plain batches.
+
     Prune before; what must stay zero is held by `HoldMasks`, whose layers are "graph.…" here.
 
     Args:
@@ -68,6 +73,12 @@ class QuantizationAwareTraining(Algorithm):
     events = frozenset({Event.SETUP, Event.BATCH_START, Event.BEFORE_STEP, Event.AFTER_STEP})
     # what is clipped is what is stepped; what is averaged is what the next batch has
     before = ("GradientClipping", "WeightAverage")
+    conflicts = MappingProxyType(
+        {
+            "ProgressiveResizing": "cannot act in one fit: the graph and the ranges of a quantized "
+            "model are those of one size. Train with small images before you quantize."
+        }
+    )
     card = Card(
         summary="Trains a model while it rounds as its quantized file will, and trains the scales.",
         source="Jacob et al. (2018), Quantization and training of neural networks for efficient "

@@ -44,20 +44,10 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, reference: nn.Modu
         CheckpointError: if its state dict holds something that is not a tensor.
     """
     folder = Path(folder)
-    structure = diff(reference, model)
-    tensors, aliases = _distinct_tensors(model)
-    packed = _pack(tensors)
-    weights = safetensors.torch.save(packed)
-    document = {
-        "format": PLAIN_FORMAT if packed.keys() == tensors.keys() else PACKED_FORMAT,
-        "reference": _fingerprint(reference),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "aliases": aliases,
-        "difference": structure,
-    }
+    files = to_bytes(model, reference=reference)
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / WEIGHTS_FILE, weights)
-    write_bytes(folder / STRUCTURE_FILE, json.dumps(document, indent=1).encode())
+    for name in (WEIGHTS_FILE, STRUCTURE_FILE):
+        write_bytes(folder / name, files[name])
     return folder
 
 
@@ -71,25 +61,41 @@ def load(folder: str | os.PathLike[str], reference: nn.Module) -> nn.Module:
     Raises:
         CheckpointError: if a file is missing, truncated or altered, or of another reference.
     """
-    document = _read_structure(Path(folder) / STRUCTURE_FILE)
-    mine = _fingerprint(reference)
-    if document["reference"] != mine:
-        raise CheckpointError(
-            f"{folder} was compressed from {document['reference']}, and the reference given is "
-            f"{mine}. Give an instance of the same class and sizes."
-        )
-    tensors = unpack(_read_weights(Path(folder) / WEIGHTS_FILE, document["weights_sha256"]))
-    for alias, name in document["aliases"].items():
-        tensors[alias] = tensors[name]
-    model = rebuild(reference, document["difference"])
-    try:
-        model.load_state_dict(_versioned(model, tensors), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"The weights in {folder} do not fit the structure beside them: {error} "
-            "Save the model again."
-        ) from error
-    return in_eval(model)
+    names = (STRUCTURE_FILE, WEIGHTS_FILE)
+    return _restore({name: _read(Path(folder) / name) for name in names}, reference, str(folder))
+
+
+def to_bytes(model: nn.Module, *, reference: nn.Module) -> dict[str, bytes]:
+    """What `save` writes, by the name of the file, for another process or machine.
+
+    Raises:
+        ModelError: as `save`.
+        CheckpointError: as `save`.
+    """
+    structure = diff(reference, model)
+    tensors, aliases = _distinct_tensors(model)
+    packed = _pack(tensors)
+    weights = safetensors.torch.save(packed)
+    document = {
+        "format": PLAIN_FORMAT if packed.keys() == tensors.keys() else PACKED_FORMAT,
+        "reference": _fingerprint(reference),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "aliases": aliases,
+        "difference": structure,
+    }
+    return {WEIGHTS_FILE: weights, STRUCTURE_FILE: json.dumps(document, indent=1).encode()}
+
+
+def from_bytes(files: Mapping[str, bytes], reference: nn.Module) -> nn.Module:
+    """The model of which `to_bytes` made `files`, which may hold others; as `load`.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    for name in (STRUCTURE_FILE, WEIGHTS_FILE):
+        if name not in files:
+            raise CheckpointError(f"{name} is missing. Give all that `to_bytes` made.")
+    return _restore(files, reference, "memory")
 
 
 def packed_size_bytes(model: nn.Module) -> int:
@@ -140,14 +146,42 @@ def _fingerprint(reference: nn.Module) -> str:
     return f"{type(reference).__qualname__}-{digest(shapes)}"
 
 
-def _read_structure(path: Path) -> dict[str, Any]:
+def _restore(files: Mapping[str, bytes], reference: nn.Module, source: str) -> nn.Module:
+    document = _parse_structure(files[STRUCTURE_FILE], source)
+    mine = _fingerprint(reference)
+    if document["reference"] != mine:
+        raise CheckpointError(
+            f"The model in {source} was compressed from {document['reference']}, and the "
+            f"reference given is {mine}. Give an instance of the same class and sizes."
+        )
+    tensors = unpack(_parse_weights(files[WEIGHTS_FILE], document["weights_sha256"], source))
+    for alias, name in document["aliases"].items():
+        tensors[alias] = tensors[name]
+    model = rebuild(reference, document["difference"])
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        model.load_state_dict(_versioned(model, tensors), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The weights in {source} do not fit the structure beside them: {error} "
+            "Save the model again."
+        ) from error
+    return in_eval(model)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing. Give the folder that `save` wrote.") from error
+
+
+def _parse_structure(content: bytes, source: str) -> dict[str, Any]:
+    path = Path(source) / STRUCTURE_FILE
+    try:
+        document = json.loads(content)
         complete = {"format", "reference", "weights_sha256", "aliases", "difference"} <= set(
             document
         )
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing. Give the folder that `save` wrote.") from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is truncated or altered: {error}. Save it again.") from error
     if not complete or document["format"] not in (PLAIN_FORMAT, PACKED_FORMAT):
@@ -158,11 +192,8 @@ def _read_structure(path: Path) -> dict[str, Any]:
     return dict(document)
 
 
-def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing. Give the folder that `save` wrote.") from error
+def _parse_weights(content: bytes, sha256: str, source: str) -> dict[str, Tensor]:
+    path = Path(source) / WEIGHTS_FILE
     if hashlib.sha256(content).hexdigest() != sha256:
         raise CheckpointError(
             f"{path} is truncated or altered: its checksum is not the one in {STRUCTURE_FILE}. "

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from compressor.errors import CheckpointError, ModelError
 from compressor.structure import surgery
@@ -76,7 +77,7 @@ def diff(reference: nn.Module, model: nn.Module) -> dict[str, Any]:
                 f"The model has a module {name!r} that the reference does not have. "
                 "Put new modules inside one that replaces a module of the reference."
             )
-        if _class_of(module) is not _class_of(old[name]):
+        if _class_of(module) != _class_of(old[name]):
             replaced[name] = record_of(name, module)
         elif change := _change(name, old[name], module, untied):
             changed[name] = change
@@ -241,8 +242,11 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
-def _class_of(module: nn.Module) -> type[nn.Module]:
-    return module.outlined_class if isinstance(module, Outline) else programmed.base_class(module)
+def _class_of(module: nn.Module) -> object:
+    """Equal for modules of one class, of which torch makes a new one for each that it computes."""
+    cls = module.outlined_class if isinstance(module, Outline) else programmed.base_class(module)
+    is_computed = cls.__module__ == parametrize.__name__ and "parametrizations" in module._modules
+    return ("parametrized", cls.__bases__[0]) if is_computed else cls
 
 
 def _is_metric(name: str, module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compressor.errors import CheckpointError, ModelError
 from compressor.structure.programs.programmed import (
@@ -128,7 +129,10 @@ def _record(name: str, inner: str, module: nn.Module, seen: dict[int, str]) -> d
     if id(module) in seen:
         return {"same_as": seen[id(module)]}
     seen[id(module)] = inner
-    cls = base_class(module)
+    is_parametrized = parametrize.is_parametrized(module)
+    cls = (
+        parametrize.type_before_parametrizations(module) if is_parametrized else base_class(module)
+    )
     if _find_class(cls.__module__, cls.__qualname__) is not cls:
         raise ModelError(
             f"The new module {name!r} is a {cls.__module__}.{cls.__qualname__}, which a file must "
@@ -136,15 +140,27 @@ def _record(name: str, inner: str, module: nn.Module, seen: dict[int, str]) -> d
         )
     attributes = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE}
     own_program = attributes.pop(ATTRIBUTE) if is_programmed(module) else None
+    parameters = {key: tensor_spec(value) for key, value in module._parameters.items()}
+    children = dict(module._modules)
+    parametrized: dict[str, dict[str, Any]] = {}
+    if is_parametrized:
+        for key, chain in _parametrizations(children.pop("parametrizations")).items():
+            parameters[key] = tensor_spec(_original(chain, f"{name}.{key}"))
+            modules = [
+                _record(f"{name}.{key}", f"{inner}.{key}.{number}", each, seen)
+                for number, each in enumerate(chain)
+            ]
+            parametrized[key] = {"modules": modules, "unsafe": chain.unsafe}
     return {
         **({"program": encode(own_program, name)} if own_program else {}),
+        **({"parametrized": parametrized} if parametrized else {}),
         "class": f"{cls.__module__}:{cls.__qualname__}",
         "attributes": {key: encode(value, f"{name}.{key}") for key, value in attributes.items()},
-        "parameters": {key: tensor_spec(value) for key, value in module._parameters.items()},
+        "parameters": parameters,
         "buffers": {key: buffer_spec(module, key) for key in module._buffers},
         "children": {
             key: None if child is None else _record(f"{name}.{key}", f"{inner}.{key}", child, seen)
-            for key, child in module._modules.items()
+            for key, child in children.items()
         },
     }
 
@@ -172,7 +188,34 @@ def _build(record: Mapping[str, Any], inner: str, built: dict[str, nn.Module]) -
         module.register_buffer(key, value, persistent=spec is None or "values" not in spec)
     for key, child in record["children"].items():
         module.add_module(key, None if child is None else _build(child, f"{inner}.{key}", built))
+    for key, chain in record.get("parametrized", {}).items():
+        for number, each in enumerate(chain["modules"]):
+            parametrization = _build(each, f"{inner}.{key}.{number}", built)
+            # unsafe: of NaN there is nothing to check
+            parametrize.register_parametrization(module, key, parametrization, unsafe=True)
+        _parametrizations(module.parametrizations)[key].unsafe = chain["unsafe"]
     return module
+
+
+def _parametrizations(held: Any) -> dict[str, Any]:
+    """Name of a tensor -> the chain of modules that computes it."""
+    return dict(held.items())
+
+
+def _original(chain: Any, name: str) -> nn.Parameter:
+    """What a parametrization computes a tensor from.
+
+    Raises:
+        ModelError: if that is several tensors, or a buffer.
+    """
+    original = chain._parameters.get("original")
+    if isinstance(original, nn.Parameter):
+        return original
+    raise ModelError(
+        f"{name!r} is computed by a parametrization from more than one parameter, or from none, "
+        "which a file does not hold. Bake it in first: torch.nn.utils.parametrize."
+        f"remove_parametrizations(module, {name.rpartition('.')[2]!r})."
+    )
 
 
 def _encode_values(tensor: Tensor) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from compressor.errors import SurgeryError, suggest
 from compressor.structure.programs.program import Program
@@ -160,6 +160,23 @@ def set_tensor(model: nn.Module, name: str, value: Tensor | None) -> Edit:
     return _difference(before, _parameters(model))
 
 
+def parametrize(model: nn.Module, name: str, parametrization: nn.Module) -> Edit:
+    """Let `parametrization` compute the parameter `name` of a module from what it was, in place.
+
+    The trained parameter stays the same object, and is called "….parametrizations.weight.original"
+    from then on; torch's `parametrize.remove_parametrizations` bakes the computed one in.
+
+    Raises:
+        SurgeryError: if there is no such parameter, or it is computed already.
+    """
+    owner_name, _, key = name.rpartition(".")
+    owner = get(model, owner_name)
+    own_tensor(owner, key, name)
+    before = _parameters(model)
+    register_parametrization(owner, key, parametrization)
+    return _difference(before, _parameters(model))
+
+
 @contextmanager
 def undone(model: nn.Module) -> Iterator[None]:
     """Inside the `with`, `model` may be edited; at its end it has its old modules and tensors.
@@ -260,7 +277,7 @@ def own_tensor(owner: nn.Module, key: str, name: str) -> Tensor:
     """
     if is_parametrized(owner, key):
         raise SurgeryError(
-            f"{name!r} is computed by a parametrization and cannot be reshaped. Bake it in first: "
+            f"{name!r} is computed by a parametrization and cannot be edited. Bake it in first: "
             f"torch.nn.utils.parametrize.remove_parametrizations(module, {key!r})."
         )
     tensor: Tensor | None = owner._parameters.get(key)
@@ -270,7 +287,7 @@ def own_tensor(owner: nn.Module, key: str, name: str) -> Tensor:
         return tensor
     if isinstance(getattr(owner, key, None), Tensor):
         raise SurgeryError(
-            f"{name!r} is computed by a hook (weight_norm, spectral_norm) and cannot be reshaped. "
+            f"{name!r} is computed by a hook (weight_norm, spectral_norm) and cannot be edited. "
             f"Bake it in first: torch.nn.utils.remove_weight_norm(module, {key!r}) or the like."
         )
     raise SurgeryError(f"The model has no parameter or buffer {name!r}.")

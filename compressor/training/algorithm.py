@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.errors import ConfigError
@@ -81,12 +82,15 @@ class Algorithm(Listener):
         pairs: (enter, exit) events. At the exit such algorithms run last, after the callbacks, and
             in reverse order, as nested `with` statements are left.
         recomputes: calls `state.recompute_gradients`.
+        conflicts: keys, or classes, of algorithms that cannot act beside it. The value completes
+            the sentence "'this' and 'that' …": why, and what to do.
         card: what is told of it in the documentation; None for a user's own.
     """
 
     window: Window | None = None
     pairs: Collection[tuple[Event, Event]] = ()
     recomputes: bool = False
+    conflicts: Mapping[str, str] = MappingProxyType({})
     card: ClassVar[Card | None] = None
 
     def rebind(self, edit: Edit, state: State) -> None:

@@ -45,10 +45,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if there is none, or it is truncated or altered.
     """
+    return decode(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file at `path`.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint at {path}. Check the path.") from error
+
+
+def decode(content: bytes, path: Path) -> dict[str, Any]:
+    """What a file of the bytes `content` holds, with its tensors on the CPU.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: if it is truncated or altered.
+    """
     header, _, body = content.partition(b"\n")
     if not header.startswith(MAGIC):
         raise CheckpointError(f"{path} is not a checkpoint of this package. Name another file.")

@@ -210,9 +210,13 @@ class Stopwatch:
         """A fit begins."""
         self._origin = time.monotonic() - self._clock.seconds
 
+    def elapsed(self) -> float:
+        """Seconds that fits took until now, by this process's own clock."""
+        return time.monotonic() - self._origin
+
     def note(self) -> None:
         """So long it has taken until now."""
-        self._clock.seconds = time.monotonic() - self._origin
+        self._clock.seconds = self.elapsed()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from itertools import combinations
 from typing import Protocol, TypeVar
 
 from compressor.errors import ConfigError
@@ -55,8 +56,8 @@ class Dispatch:
     """Algorithms in their order, then callbacks in theirs, then algorithms that leave a pair.
 
     Raises:
-        ConfigError: if one is no algorithm or callback, listens to nothing, two have one key, the
-            order is a circle, or an event is none.
+        ConfigError: if one is no algorithm or callback, listens to nothing, two have one key or
+            conflict, the order is a circle, or an event is none.
     """
 
     def __init__(self, algorithms: Sequence[Algorithm], callbacks: Sequence[Callback]) -> None:
@@ -64,6 +65,7 @@ class Dispatch:
         _check_kinds("callbacks", callbacks, Callback)
         _check_keys([*algorithms, *callbacks])
         _check_order([*algorithms, *callbacks])
+        _check_conflicts(algorithms)
         self.algorithms = sort_by_order(algorithms)
         self.callbacks = sort_by_order(callbacks)
         gates = {
@@ -223,13 +225,22 @@ def _check_order(listeners: Sequence[Listener]) -> None:
     for listener in listeners:
         if isinstance(listener.before, str) or isinstance(listener.after, str):
             raise ConfigError(f"`before` and `after` of {listener.key!r} are lists of keys.")
-        for name in (*listener.before, *listener.after):
+        conflicts = listener.conflicts if isinstance(listener, Algorithm) else ()
+        for name in (*listener.before, *listener.after, *conflicts):
             near = [] if name in known else get_close_matches(name, known, n=1)
             if near:
                 raise ConfigError(
-                    f"{listener.key!r} wants to come before or after {name!r}, and there is no "
-                    f"such key. Did you mean {near[0]!r}?"
+                    f"{listener.key!r} wants to come before or after {name!r}, or not beside it, "
+                    f"and there is no such key. Did you mean {near[0]!r}?"
                 )
+
+
+def _check_conflicts(algorithms: Sequence[Algorithm]) -> None:
+    for first, second in combinations(algorithms, 2):
+        for one, other in ((first, second), (second, first)):
+            for name in one.conflicts:
+                if name in _names(other):
+                    raise ConfigError(f"{first.key!r} and {second.key!r} {one.conflicts[name]}")
 
 
 def _subclasses(cls: type[Listener]) -> Iterator[type[Listener]]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from compressor.errors import ConfigError, DataError, MetricError, suggest
 from compressor.interfaces.data import kept_generators, move
 from compressor.interfaces.evaluation import evaluating
+from compressor.interfaces.loaders import whole_loader
 from compressor.training.clock import Clock, Duration, DurationLike, Every
 from compressor.training.metric_state import begin_metrics
 from compressor.training.state import State
@@ -235,7 +236,8 @@ def _member_names(metric: Metric) -> list[str]:
 
 def _guarded(evaluator: Evaluator) -> Iterator[Any]:
     try:
-        yield from evaluator.dataloader or ()
+        if evaluator.dataloader is not None:
+            yield from whole_loader(evaluator.dataloader)
     except Exception as error:
         label = f" {evaluator.label!r}" if evaluator.label else ""
         raise DataError(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from compressor.distributed import Context
 from compressor.errors import ConfigError
 from compressor.interfaces.data import map_leaves
 from compressor.logs import get_logger
@@ -17,10 +16,14 @@ from compressor.seeding import rng_state, set_rng_state
 from compressor.training.errors import OutOfMemoryError
 from compressor.training.events import Event
 from compressor.training.meter import TrainMeter
+from compressor.training.replication import Replication
+from compressor.training.sharding import WHOLE, Part
 from compressor.training.state import State
 from compressor.training.step import Fire, Step, check_differentiable
 
 logger = get_logger(__name__)
+
+_NOTHING = nullcontext()
 
 MicroBatchSize: TypeAlias = int | Literal["auto"] | None
 
@@ -33,14 +36,18 @@ class Gradients:
 
     With "auto" a batch that does not fit into memory is begun again in halves, with the same
     random numbers and buffers, and later ones begin with what has fitted. Several processes agree
-    on it before they exchange anything.
+    on it before they exchange anything, so gradients travel after the backward pass, not during it.
+
+    Of several processes each has a part of a batch, and counts by its share: the mean of all
+    gradients is that of the whole batch.
 
     Args:
         step: of the user.
         fire: tells the listeners.
         autocast: in which forward and loss compute.
         scaler: of the loss.
-        context: the processes whose mean gradient it is.
+        replication: what is called, and how gradients become those of all processes; None: there is
+            only this one.
         micro_batch_size: samples, "auto", or None for whole batches.
         recomputes: whether a batch may be asked for again.
 
@@ -55,7 +62,7 @@ class Gradients:
         fire: Fire,
         autocast: AbstractContextManager[Any],
         scaler: torch.amp.GradScaler,
-        context: Context,
+        replication: Replication | None,
         micro_batch_size: MicroBatchSize,
         *,
         recomputes: bool,
@@ -65,14 +72,20 @@ class Gradients:
         self._autocast = autocast
         self._scaler = scaler
         self._is_scaled = scaler.is_enabled()
-        self._context = context
+        self._replication = replication
+        self._part = WHOLE
         self.is_auto = micro_batch_size == "auto"
         self.micro_batch_size: int | None = check_size(micro_batch_size)
         self._remembers = recomputes or self.is_auto
         self._random: dict[str, Any] = {}
 
-    def compute(self, state: State, meter: TrainMeter) -> int:
+    def compute(self, state: State, meter: TrainMeter, part: Part = WHOLE) -> int:
         """Set the gradients of `state.batch`, and count its losses into `meter`.
+
+        Args:
+            state: of the training.
+            meter: is told of the losses.
+            part: what the batch is of that of all processes.
 
         Returns:
             Samples in the batch.
@@ -81,17 +94,20 @@ class Gradients:
             OutOfMemoryError: if a single sample does not fit.
         """
         whole, samples = state.batch, self._step.sample_count(state.batch)
+        self._part = part
+        if self._replication is not None:
+            self._replication.begin_batch()
         if self._remembers:
             self._random = rng_state()
         if self.is_auto:
             self._compute_what_fits(state, whole, samples, meter)
         elif self.micro_batch_size is None:
-            self._compute_part(state, 1.0, meter)
+            self._compute_part(state, 1.0, meter, is_last=True)
         else:
             self._compute_parts(state, whole, samples, meter)
         state.batch = whole
-        if self._context.world_size > 1:
-            self._context.average_gradients(state.model)
+        if self._replication is not None:
+            self._replication.finish()
         return samples
 
     def recompute(self, state: State) -> None:
@@ -103,11 +119,11 @@ class Gradients:
         self._compute_parts(state, whole, self._step.sample_count(whole), None)
         state.batch, (state.losses, state.weights, state.task_terms) = whole, terms
         set_rng_state(after)
+        if self._replication is not None:
+            self._replication.finish()
         if self._is_scaled:
             gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, 1 / self._scaler.get_scale())
-        if self._context.world_size > 1:
-            self._context.average_gradients(state.model)
 
     def _compute_what_fits(self, state: State, whole: Any, samples: int, meter: TrainMeter) -> None:
         buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
@@ -116,7 +132,7 @@ class Gradients:
             with memory_watched() as watch:
                 self._compute_parts(state, whole, samples, parts)
             tried = min(self.micro_batch_size or samples, samples) if watch.is_out else 0
-            tried = int(self._context.most(tried))
+            tried = int(state.context.most(tried))
             if not tried:
                 parts.tell(meter)
                 return
@@ -144,32 +160,39 @@ class Gradients:
         self, state: State, whole: Any, samples: int, meter: TrainMeter | Parts | None
     ) -> None:
         if self.micro_batch_size is None or samples <= self.micro_batch_size:
-            self._compute_part(state, 1.0, meter)
+            self._compute_part(state, 1.0, meter, is_last=not self.is_auto)
             return
         sums: dict[str, Tensor] = {}
         count = -(-samples // self.micro_batch_size)
         even_size = -(-samples // count)  # a last part of one sample is nothing for a batch norm
-        for part in self._step.split(whole, even_size):
+        parts = self._step.split(whole, even_size)
+        for number, part in enumerate(parts, 1):
             state.batch = part
             share = self._step.sample_count(part) / samples
-            self._compute_part(state, share, meter)
+            is_last = number == len(parts) and not self.is_auto
+            self._compute_part(state, share, meter, is_last=is_last)
             for name, value in state.losses.items():
                 sums[name] = sums.get(name, 0.0) + share * value.detach()
         state.losses = sums
 
-    def _compute_part(self, state: State, share: float, meter: TrainMeter | Parts | None) -> None:
-        with self._autocast:
-            state.begin_losses(self._step.run(state, self._fire))
-            self._fire(Event.AFTER_LOSS)
-            total = state.total_loss()
-        check_differentiable(total)
-        if meter is not None:
-            meter.update(state, total, share)
-        if share != 1.0:
-            total = share * total
-        if self._is_scaled:
-            total = self._scaler.scale(total)
-        total.backward()  # type: ignore[no-untyped-call]
+    def _compute_part(
+        self, state: State, share: float, meter: TrainMeter | Parts | None, *, is_last: bool
+    ) -> None:
+        share *= self._part.share
+        with _NOTHING if self._replication is None else self._replication.accumulating(is_last):
+            with self._autocast:
+                state.begin_losses(self._step.run(state, self._fire))
+                self._fire(Event.AFTER_LOSS)
+                total = state.total_loss()
+            check_differentiable(total)
+            if meter is not None:
+                meter.update(state, total, share)
+            factor = share if self._replication is None else share * state.context.world_size
+            if factor != 1.0:
+                total = factor * total
+            if self._is_scaled:
+                total = self._scaler.scale(total)
+            total.backward()  # type: ignore[no-untyped-call]
 
 
 class Parts:

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, islice
 from typing import Any
 
+from compressor.distributed import Context
+from compressor.distributed.failures import is_lost_connection
 from compressor.errors import DataError
 from compressor.interfaces.data import seed_generators
+from compressor.interfaces.loaders import shards_itself
 from compressor.seeding import derive_seed, set_rng_state
 from compressor.training.clock import Clock
 
@@ -50,12 +53,20 @@ def batches_from(
     return batches
 
 
-def epoch_length(loader: Iterable[Any]) -> int | None:
-    """Batches of an epoch; None when the loader does not know."""
+def epoch_length(loader: Iterable[Any], context: Context | None = None) -> int | None:
+    """Batches of an epoch; None when the loader does not know.
+
+    Args:
+        loader: of the user.
+        context: processes that share its batches out among them; None: there is only this one.
+    """
     try:
-        return len(loader)  # type: ignore[arg-type]
+        batches = len(loader)  # type: ignore[arg-type]
     except TypeError:  # an iterable dataset
         return None
+    if context is None or context.splits_batches or shards_itself(loader):
+        return batches
+    return batches // context.world_size
 
 
 def _guarded(loader: Iterable[Any], clock: Clock) -> Iterator[Any]:
@@ -67,6 +78,8 @@ def _guarded(loader: Iterable[Any], clock: Clock) -> Iterator[Any]:
         except StopIteration:
             return
         except Exception as error:
+            if isinstance(error, DataError) or is_lost_connection(error):
+                raise
             raise DataError(
                 f"The training loader failed in epoch {clock.epoch + 1}, at batch {batch_number}: "
                 f"{type(error).__name__}: {error}. The weights are as the batch before left them; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +14,13 @@ from compressor.errors import MetricError
 from compressor.interfaces.inputs import device_of
 from compressor.training.clock import Clock, DurationLike, Every
 from compressor.training.errors import DivergedError
-from compressor.training.metric_state import begin_metrics, restore_metric, save_metric
-from compressor.training.tasks.base import Metric, TaskModel, compute_metrics, named_metrics
+from compressor.training.metric_state import (
+    begin_metrics,
+    compute_together,
+    restore_metric,
+    save_metric,
+)
+from compressor.training.tasks.base import Metric, TaskModel, named_metrics
 
 if TYPE_CHECKING:
     from compressor.training.state import State
@@ -65,16 +70,18 @@ class LossMeter:
         elif clock.batch_in_epoch % LOOK_EVERY == 0 and not math.isfinite(total.item()):
             self._raise(total.item(), clock.epoch + 1, clock.batch_in_epoch + 1)
 
-    def means(self, clock: Clock) -> dict[str, float]:
-        """Mean of each term over its batches, by "train/" and the term's name.
+    def means(self, clock: Clock, context: Context) -> dict[str, float]:
+        """Mean of each term over its batches in all processes, by "train/" and the term's name.
 
         Raises:
             DivergedError: if the total is infinite or NaN.
         """
-        total = float(self._sums.get("total", 0.0))
+        sums = context.total({name: float(value) for name, value in self._sums.items()})
+        counts = context.total(self._counts)
+        total = sums.get("total", 0.0)
         if not math.isfinite(total):
             self._raise(total, clock.epoch + 1, clock.batch_in_epoch)
-        return {f"train/{name}": float(s) / self._counts[name] for name, s in self._sums.items()}
+        return {f"train/{name}": value / counts[name] for name, value in sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
@@ -99,6 +106,37 @@ class LossMeter:
         )
 
 
+def merge_meters(saved: Sequence[Mapping[str, Any]], rank: int) -> dict[str, Any]:
+    """What a `TrainMeter` loads where the number of processes is not that of a checkpoint.
+
+    Sums are rank 0's. Of metrics each process has its own, and those of processes that are gone
+    are lost.
+
+    Args:
+        saved: the states of all that there were.
+        rank: of the process that loads.
+    """
+    own = saved[rank] if rank < len(saved) else {"metrics": {}, "samples": 0}
+    meters = saved if rank == 0 else []
+    windows = [each["window"] for each in meters if each["window"] is not None]
+    return {
+        "epoch": _merge_losses([each["epoch"] for each in meters]),
+        "window": _merge_losses(windows),
+        "metrics": own["metrics"],
+        "samples": own.get("samples", 0),
+    }
+
+
+def _merge_losses(saved: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The state of a `LossMeter` that has seen what those of the states `saved` have."""
+    merged: dict[str, dict[str, float]] = {"sums": {}, "counts": {}}
+    for each in saved:
+        for kind, totals in merged.items():
+            for name, value in each[kind].items():
+                totals[name] = totals.get(name, 0.0) + value
+    return merged
+
+
 class TrainMeter:
     """All that is measured while training: losses of the epoch, since the last log, and metrics.
 
@@ -110,6 +148,7 @@ class TrainMeter:
     def __init__(self, model: nn.Module, log_interval: DurationLike) -> None:
         self._task = model if isinstance(model, TaskModel) else None
         self._metrics: dict[str, Metric] = {}
+        self._samples = 0  # that the metrics have seen
         self.every = Every(log_interval)
         self._epoch = LossMeter()
         self._window = None if self.every.is_by_epoch else LossMeter()
@@ -137,6 +176,7 @@ class TrainMeter:
     def begin_epoch(self) -> None:
         """Forget the epoch before."""
         self._epoch = LossMeter()
+        self._samples = 0
         if self._task is not None:
             self._metrics = named_metrics(self._task.get_metrics(is_train=True))
             begin_metrics(self._metrics, device_of(self._task))
@@ -155,7 +195,8 @@ class TrainMeter:
         self._epoch.update(losses, total, share)
         if self._window is not None:
             self._window.update(losses, total, share)
-        if self._metrics and self._task is not None:
+        if self._metrics and self._task is not None and share:  # 0: another process counts them
+            self._samples += self._task.sample_count(batch)
             with torch.no_grad():
                 outputs = self._task.eval_forward(batch, outputs)
                 for metric in self._metrics.values():
@@ -171,11 +212,11 @@ class TrainMeter:
 
     def end_epoch(self, clock: Clock, context: Context) -> dict[str, float]:
         """Means over the epoch, and over all processes, by "train/" and the name."""
-        means = self._epoch.means(clock)
+        means = self._epoch.means(clock, context)
         if self._metrics:
-            computed = compute_metrics(self._metrics)
+            computed = compute_together(self._metrics, self._samples, context)
             means |= {f"train/{name}": value for name, value in computed.items()}
-        return context.mean(means)
+        return means
 
     def log_epoch_if_due(self, state: State) -> None:
         """Tell the loggers of the last epoch."""
@@ -185,7 +226,7 @@ class TrainMeter:
     def log_if_due(self, state: State) -> None:
         """Tell the loggers of the batches since they were told last."""
         if self._window is not None and self.every.is_due(state.clock):
-            state.log(self._window.means(state.clock))
+            state.log(self._window.means(state.clock, state.context))
             self._window = LossMeter()
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,12 +235,14 @@ class TrainMeter:
             "epoch": self._epoch.state_dict(),
             "window": None if self._window is None else self._window.state_dict(),
             "metrics": {name: save_metric(metric) for name, metric in self._metrics.items()},
+            "samples": self._samples,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take it."""
         self.begin_epoch()
         self._epoch.load_state_dict(saved["epoch"])
+        self._samples = saved.get("samples", 0)
         if self._window is not None and saved["window"] is not None:
             self._window.load_state_dict(saved["window"])
         for name, metric in self._metrics.items():

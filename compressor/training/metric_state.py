@@ -1,13 +1,17 @@
-"""What a metric has gathered: nothing at first, and what a checkpoint within an epoch needs."""
+"""What a metric has gathered: at first, in a checkpoint, and in several processes together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from compressor.training.tasks.base import Metric
+from compressor.distributed import Context
+from compressor.training.tasks.base import Metric, compute_metrics
 
 
 def begin_metrics(metrics: Mapping[str, Metric], device: torch.device) -> None:
@@ -17,6 +21,28 @@ def begin_metrics(metrics: Mapping[str, Metric], device: torch.device) -> None:
         if callable(to_device):
             to_device(device)
         metric.reset()
+
+
+def compute_together(
+    metrics: Mapping[str, Metric], samples: int, context: Context
+) -> dict[str, float]:
+    """The numbers that `metrics` of all processes arrive at together.
+
+    Those of torchmetrics exchange what they have gathered. Of others the values are averaged, by
+    the samples that each has seen.
+
+    Args:
+        metrics: of this process.
+        samples: that they have seen.
+        context: the processes.
+    """
+    if context.world_size == 1:
+        return compute_metrics(metrics)
+    with _exchanging(metrics, context):
+        computed = compute_metrics(metrics)
+    weighted = {name: samples * value for name, value in computed.items()} if samples else {}
+    sums, seen = context.total(weighted), context.total(dict.fromkeys(weighted, float(samples)))
+    return {name: value / seen[name] for name, value in sums.items()}
 
 
 def save_metric(metric: Any) -> dict[str, Any]:
@@ -56,10 +82,35 @@ def restore_metric(metric: Any, saved: dict[str, Any]) -> None:
         member._computed = None
 
 
+@contextmanager
+def _exchanging(metrics: Mapping[str, Metric], context: Context) -> Iterator[None]:
+    """Let metrics of torchmetrics, which only know `torch.distributed`, exchange by `context`."""
+    own: list[Any] = []
+    if not (dist.is_available() and dist.is_initialized()):
+        members = [member for metric in metrics.values() for member in _members(metric)]
+        own = [member for member in members if hasattr(member, "distributed_available_fn")]
+
+    def gather(tensor: Tensor, group: object = None) -> list[Tensor]:
+        return [each.to(tensor.device) for each in context.gather(tensor.cpu())]
+
+    before = [(each.distributed_available_fn, each.dist_sync_fn) for each in own]
+    for each in own:
+        each.distributed_available_fn, each.dist_sync_fn = _always, gather
+    try:
+        yield
+    finally:
+        for each, (is_available, sync) in zip(own, before, strict=True):
+            each.distributed_available_fn, each.dist_sync_fn = is_available, sync
+
+
+def _always() -> bool:
+    return True
+
+
 def _update_counts(metric: Any) -> list[int]:
     return [int(member._update_count) for member in _members(metric)]
 
 
 def _members(metric: Any) -> list[Any]:
-    is_collection = not hasattr(metric, "_update_count")
-    return list(metric.values()) if is_collection else [metric]
+    has_members = not hasattr(metric, "_update_count") and callable(getattr(metric, "values", None))
+    return list(metric.values()) if has_members else [metric]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from compressor.distributed import Context
 from compressor.errors import CheckpointError
+from compressor.interfaces.loaders import shards_itself
+from compressor.seeding import derive_seed, isolated_rng, rng_state
 from compressor.structure.describe import apply_difference, diff
 from compressor.training import binding
 from compressor.training.fitting import check_structure, check_weights
+from compressor.training.meter import merge_meters
 
 if TYPE_CHECKING:
     from compressor.training.trainer import Trainer
@@ -34,6 +38,7 @@ def state_dict(trainer: Trainer) -> dict[str, Any]:
         "fits": [str(fit) for fit in trainer.fits],
         "scaler": trainer.scaler.state_dict(),
         "ranks": trainer.context.gather(own),
+        "batches_at_once": _batches_at_once(trainer.context),
         "registered": trainer.registered.state_dict(),
         "algorithms": {each.key: each.state_dict() for each in trainer.dispatch.algorithms},
         "callbacks": {each.key: each.state_dict() for each in trainer.dispatch.callbacks},
@@ -73,12 +78,33 @@ def load_state_dict(trainer: Trainer, saved: Mapping[str, Any]) -> Mapping[str, 
     for callback in trainer.dispatch.callbacks:
         if callback.key in saved["callbacks"]:
             callback.load_state_dict(saved["callbacks"][callback.key])
-    if len(saved["ranks"]) != trainer.context.world_size:  # another number of processes
+    return _load_own(trainer, saved)
+
+
+def _load_own(trainer: Trainer, saved: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What each process had of its own; the states of the global generators within an epoch."""
+    context, ranks = trainer.context, saved["ranks"]
+    if len(ranks) == context.world_size:
+        own = ranks[context.rank]
+        trainer.meter.load_state_dict(own["meter"])
+        generators: Mapping[str, Any] | None = own["generators"]
+        return generators
+    has_same_batches = saved.get("batches_at_once", 1) == _batches_at_once(context)
+    if not has_same_batches or shards_itself(trainer.train_dataloader):
+        return None  # the epoch begins anew
+    if ranks[0]["generators"] is None:
         return None
-    own = saved["ranks"][trainer.context.rank]
-    trainer.meter.load_state_dict(own["meter"])
-    generators: Mapping[str, Any] | None = own["generators"]
-    return generators
+    trainer.meter.load_state_dict(merge_meters([each["meter"] for each in ranks], context.rank))
+    if context.rank < len(ranks):
+        return dict(ranks[context.rank]["generators"])
+    clock = trainer.state.clock
+    with isolated_rng(derive_seed(trainer.state.seed, "joined", clock.batch, context.rank)):
+        return rng_state()
+
+
+def _batches_at_once(context: Context) -> int:
+    """Batches of the user's loader that are trained between two steps."""
+    return 1 if context.splits_batches else context.world_size
 
 
 def _check(trainer: Trainer, saved: Mapping[str, Any]) -> None:

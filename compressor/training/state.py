@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from compressor.distributed import Context, SingleProcess
 from compressor.errors import ConfigError, LossError, MetricError, SurgeryError, suggest
 from compressor.interfaces.inputs import device_of
 from compressor.interfaces.optimizers import Schedule
@@ -39,13 +40,15 @@ class State:
         precision: in which steps compute; parameters stay as they are.
         seed: of all that is drawn.
         rank: of this process, 0 if it is the only one.
+        context: the processes that train together. What is decided from values that differ between
+            them must be reduced through it, or their models part.
         clock: what is done.
         event: that was fired last; None before SETUP.
         algorithms: are told of edits.
         loggers: what `log` tells.
         optimizer: None until SETUP is over.
         schedule: of the learning rate; None until SETUP is over.
-        runner: what is called: the model, perhaps compiled.
+        runner: what is called: the model, perhaps compiled, or wrapped for several processes.
         batch: on `device`; the micro-batch from BEFORE_FORWARD to AFTER_LOSS, else the whole.
         outputs: of the model for it.
         calls: of the model for it; recorded only while somebody listens to AFTER_FORWARD or
@@ -71,6 +74,7 @@ class State:
     seed: int = 0
     rank: int = 0
     clock: Clock = field(default_factory=Clock)
+    context: Context = field(default_factory=SingleProcess)
     event: Event | None = None
     algorithms: tuple[Algorithm, ...] = ()
     loggers: tuple[Logger, ...] = ()
@@ -93,6 +97,7 @@ class State:
     step: Step | None = field(default=None, repr=False)
     skeleton: nn.Module | None = field(default=None, repr=False)
     recompute: Callable[[], None] | None = field(default=None, repr=False)
+    on_edit: Callable[[], None] | None = field(default=None, repr=False)
     _given: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -259,6 +264,8 @@ class State:
             binding.rebind(self.optimizer, before, self.model, edit)
         for algorithm in self.algorithms:
             algorithm.rebind(edit, self)
+        if self.on_edit is not None:
+            self.on_edit()
         return edit
 
     def _known_step(self) -> Step:

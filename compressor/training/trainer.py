@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from compressor.distributed import current_context
+from compressor.distributed.agreement import agree, check_structure
+from compressor.distributed.alone import raise_together
 from compressor.errors import ConfigError
-from compressor.interfaces.data import kept_generators, move
-from compressor.interfaces.evaluation import evaluating
+from compressor.interfaces.data import kept_generators
 from compressor.interfaces.optimizers import DEFAULT_LR, Schedule
 from compressor.logs import get_logger
 from compressor.seeding import derive_seed, isolated_rng
 from compressor.structure.describe import outline
 from compressor.training import binding, resume
 from compressor.training.algorithm import Algorithm, Callback
-from compressor.training.checkpoint import LATEST, read_checkpoint, write_checkpoint
 from compressor.training.clock import Clock, Duration, DurationLike, Every, parse_total
 from compressor.training.dispatch import Dispatch
 from compressor.training.epoch_loop import EpochLoop
+from compressor.training.errors import DivergedError
+from compressor.training.evaluation_loop import EvaluationLoop
 from compressor.training.evaluator import (
     Evaluations,
     Evaluator,
     check_evaluators,
     make_evaluators,
-    run_evaluator,
 )
 from compressor.training.events import Event
+from compressor.training.fits import Fits
 from compressor.training.gradients import Gradients, MicroBatchSize
 from compressor.training.loading import epoch_length
 from compressor.training.loggers.base import Logger
@@ -46,7 +46,10 @@ from compressor.training.precision import (
     make_scaler,
     reset_scaler,
 )
+from compressor.training.predicting import predict
 from compressor.training.registered import Registered
+from compressor.training.replication import Replication
+from compressor.training.saving import Saving, read_together
 from compressor.training.setup import (
     DeviceLike,
     Optimizers,
@@ -61,7 +64,6 @@ from compressor.training.setup import (
 )
 from compressor.training.state import State
 from compressor.training.step import LossFunction, ManualStep, in_training_mode, make_step
-from compressor.training.tasks.base import TaskModel
 
 logger = get_logger(__name__)
 
@@ -73,7 +75,15 @@ class Trainer:
     seeds them anew from `seed`, and their states are put back after a fit. With `save_dir`, a
     checkpoint is written at every `save_interval`, from which `resume` goes on as if nothing had
     happened: bit-equal on the CPU, if the loader's workers are not persistent (their generators
-    outlive the epoch), and no dataset shuffles through a buffer as it goes.
+    outlive the epoch), no dataset shuffles through a buffer as it goes, and there are at most two
+    processes: sums of more depend on their order. The number of processes may be another then.
+
+    Where several processes were started (torchrun), all call the same methods, and train one model:
+    each takes a part of every batch, so that their number does not change what is trained, but for
+    batch norms, which see the part, and losses that are no mean over samples. A loader with a
+    DistributedSampler, or with `is_sharded = True`, has taken the parts itself. Rank 0 evaluates,
+    writes, and reads. A `ManualStep` gets the batches as they come, and does itself what is to be
+    done together.
 
     Args:
         model: is moved to `device`. A `TaskModel` says itself how it is trained and evaluated.
@@ -109,6 +119,7 @@ class Trainer:
     Raises:
         ConfigError: what contradicts itself.
 
+    >>> import torch
     >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))]
     >>> trainer = Trainer(
     ...     nn.Linear(2, 1),
@@ -168,23 +179,24 @@ class Trainer:
             precision,
             seed,
             self.context.rank,
-            Clock(batches_per_epoch=epoch_length(train_dataloader)),
+            Clock(batches_per_epoch=epoch_length(train_dataloader, self.context)),
+            self.context,
             algorithms=self.dispatch.algorithms,
             loggers=find_loggers(self.dispatch.callbacks, loggers, self.context.rank),
         )
         self._fire = self.dispatch.bind(state)
         self.meter = TrainMeter(model, log_interval)
-        self._eval_key = eval_key
-        self._save_every = Every(save_interval)
-        self._save_dir = None if save_dir is None else Path(save_dir)
+        self._evaluation_loop = EvaluationLoop(state, self.dispatch, self.evaluations, eval_key)
+        self._saving = Saving(save_dir, save_interval)
         self._autoresume = autoresume
         self._changes_at_the_end = self.dispatch.changes_at(Event.FIT_END)
         self._is_fitting = False
         if not all(each.is_by_epoch for each in self.evaluations.intervals):
             self.meter.check_own_metrics()
-        self._fits: list[Duration] = []  # where each call of `fit` was to end
-        self._known_fits: list[Duration] = []  # the same, of the run that is resumed
+        self._fits = Fits(is_kept=autoresume)
         self.scaler = make_scaler(precision, state.device)
+        options = compile if isinstance(compile, Mapping) else {}
+        self._replication = Replication(state, options if compile else None)
         work: Gradients | ManualStep
         if isinstance(step, ManualStep):
             work = step
@@ -196,13 +208,14 @@ class Trainer:
                 self._fire,
                 make_autocast(precision, state.device),
                 self.scaler,
-                self.context,
+                self._replication if self.context.world_size > 1 else None,
                 micro_batch_size,
                 recomputes=any(each.recomputes for each in self.dispatch.algorithms),
             )
             state.recompute = partial(work.recompute, state)
         self._work = work
-        self.loop = EpochLoop(state, self.dispatch, self.meter, self.context, self.scaler, work)
+        self.loop = EpochLoop(state, self.dispatch, self.meter, self.scaler, work)
+        state.on_edit = self._follow_edit
         is_manual = isinstance(work, ManualStep)
         set_up(state, self.dispatch, optimizers, None if is_manual else learning_rate)
         if not is_manual:
@@ -211,9 +224,6 @@ class Trainer:
             set_schedule(state, schedulers, is_own=is_own, has_metric=has_metric)
             if save_dir is not None:
                 state.skeleton = outline(model)
-        if compile:
-            options = compile if isinstance(compile, Mapping) else {}
-            state.runner = torch.compile(model, **options)
 
     @property
     def model(self) -> nn.Module:
@@ -238,7 +248,7 @@ class Trainer:
     @property
     def fits(self) -> tuple[Duration, ...]:
         """Where each call of `fit` was to end, for a program that may be run again."""
-        return tuple(self._fits)
+        return tuple(self._fits.ends)
 
     @property
     def micro_batch_size(self) -> int | None:
@@ -270,17 +280,19 @@ class Trainer:
             DivergedError: the loss became infinite or NaN.
             LossError: the loss is no scalar, or does not depend on the model.
             DataError: the loader gives no batch, or fails.
+            DivergedRanksError: processes that train together hold different models.
         """
         state = self.state
         if self._autoresume and not state.clock.batch:
             self._resume_program()
-        if not self._set_end(duration) or state.is_finished:
+        if not self._fits.begin(state, duration) or state.is_finished:
             return
         binding.check_complete(state.optimizer, state.model)
         with ExitStack() as stack:
             stack.enter_context(kept_generators(self.train_dataloader))
             stack.callback(state.forget_batch)
             stack.callback(reset_scaler, self.scaler)
+            stack.callback(self._replication.end)
             for listener in self.dispatch.listeners:
                 stack.callback(listener.close)
             stack.enter_context(isolated_rng(derive_seed(state.seed, "fit")))
@@ -297,7 +309,8 @@ class Trainer:
                 self.loop.run_epoch(self._look_around if looks_within_epochs else None)
                 if not self.loop.is_finished():
                     self._look_around()
-            self._fire(Event.FIT_END)
+            self._fire_together(Event.FIT_END)
+            agree(self.context, state.model)
             if not self.evaluations.is_up_to_date(state.clock) or self._changes_at_the_end:
                 self._evaluate(self.evaluations.all)
             self._save()
@@ -312,6 +325,8 @@ class Trainer:
         if not self.evaluations.all:
             raise ConfigError("This trainer has nothing to evaluate on. Give eval_dataloader.")
         try:
+            if not self._is_fitting:
+                self._agree()
             self._evaluate(self.evaluations.all)
         finally:
             if not self._is_fitting:
@@ -324,22 +339,7 @@ class Trainer:
         Raises:
             ConfigError: if the model is no `TaskModel`.
         """
-        task = self.model
-        if not isinstance(task, TaskModel):
-            raise ConfigError(
-                f"How {type(task).__name__} is called on a batch is known only to its loss. "
-                "Wrap it in a task, such as ClassifierTask(model), to predict."
-            )
-        state = self.state
-        task.to(state.device)
-        cpu = torch.device("cpu")
-        with ExitStack() as stack:
-            stack.enter_context(kept_generators(dataloader))
-            stack.enter_context(isolated_rng(derive_seed(state.seed, "predict")))
-            stack.enter_context(evaluating(task))
-            stack.enter_context(torch.no_grad())
-            batches = (move(batch, state.device) for batch in dataloader)
-            return [move(task.eval_forward(batch, None), cpu) for batch in batches]
+        return predict(self.state, dataloader)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a trainer made alike needs to go on from here.
@@ -356,7 +356,7 @@ class Trainer:
                 loaded then.
         """
         self.loop.interrupted = resume.load_state_dict(self, saved)
-        self._fits, self._known_fits = [], []
+        self._fits.forget()
         self._begin_intervals()
 
     def resume(self, path: str | Path | None = None) -> bool:
@@ -365,24 +365,19 @@ class Trainer:
         Raises:
             CheckpointError: if it is truncated, altered, or of another training.
         """
-        if path is None:
-            path = self._save_dir and self._save_dir / LATEST
-            if not path or not path.exists():
-                return False
-        path = Path(path)
-        self._load(path / LATEST if path.is_dir() else path)
-        return True
+        found = self._saving.find(self.context, path)
+        if found is not None:
+            self._load(found)
+        return found is not None
 
     def _resume_program(self) -> None:
         """Load the checkpoint of this program when it ran before, if there is one."""
-        assert self._save_dir is not None
-        path = self._save_dir / LATEST
-        if path.exists():
-            fits = self._load(path)["fits"]
-            self._known_fits = [Duration.parse(fit) for fit in fits]
+        found = self._saving.find(self.context)
+        if found is not None:
+            self._fits.expect(self._load(found)["fits"])
 
     def _load(self, path: Path) -> Mapping[str, Any]:
-        saved = read_checkpoint(path)
+        saved = read_together(self.context, path)
         self.load_state_dict(saved)
         clock = self.state.clock
         logger.info("going on after epoch %d, batch %d of %s", clock.epoch, clock.batch, path)
@@ -393,78 +388,46 @@ class Trainer:
         try:
             self._evaluate(self.evaluations.due(self.state))
         except Exception:
-            self._save()  # what was trained is not lost
+            if self.context.world_size == 1:  # it may have failed in this process alone
+                self._save()  # what was trained is not lost
             raise
-        if self._save_every.is_due(self.state.clock):
+        if self._saving.every.is_due(self.state.clock):
             self._save()
 
     def _evaluate(self, evaluators: Sequence[Evaluator]) -> None:
-        state = self.state
-        if not evaluators:
-            return
-        self.context.broadcast(list(state.model.buffers()))
-        for evaluator in evaluators:
-            with isolated_rng(derive_seed(state.seed, "evaluate", state.clock.batch)):
-                state.evaluator = evaluator.label
-                try:
-                    self._fire(Event.EVAL_START)
-                    metrics = run_evaluator(evaluator, state, state.step)
-                except BaseException:
-                    self.dispatch.leave(Event.EVAL_END, state)
-                    raise
-                metrics = self.context.mean(metrics)
-                state.take_metrics(metrics)
-                self._fire(Event.EVAL_END)
-                state.log(metrics)
-            if self._is_fitting and self._eval_key in state.evaluated:
-                self._step_with_metric()
-        self.evaluations.note(evaluators, state.clock)
-        if self._eval_key is not None and self.evaluations.is_up_to_date(state.clock):
-            state.metric(self._eval_key)  # raises, if none gives it
-
-    def _step_with_metric(self) -> None:
-        schedule = self.schedule
-        if schedule is not None and schedule.interval == "eval" and self._eval_key is not None:
-            schedule.step(self.state.metric(self._eval_key))
+        self._evaluation_loop.run(evaluators, is_fitting=self._is_fitting)
 
     def _save(self) -> None:
-        if self._save_dir is not None:
-            self._fire(Event.CHECKPOINT)
-            content = self.state_dict()
-            if self.context.rank == 0:
-                write_checkpoint(self._save_dir / LATEST, content)
+        if self._saving.path is not None:
+            self._fire_together(Event.CHECKPOINT)
+            self._saving.save(self)
+
+    def _fire_together(self, event: Event) -> None:
+        """Fire `event`; a listener that finds the training diverged in one process ends all."""
+        error = None
+        try:
+            self._fire(event)
+        except DivergedError as diverged:
+            error = diverged
+        raise_together(self.context, error)
+
+    def _follow_edit(self) -> None:
+        """The model has changed its structure: gradients travel otherwise, and ranks compare."""
+        self._replication.end()
+        self.loop.note_edit()
 
     @property
     def _intervals(self) -> tuple[Every, ...]:
-        return (*self.evaluations.intervals, self._save_every, self.meter.every)
+        return (*self.evaluations.intervals, self._saving.every, self.meter.every)
 
     def _begin_intervals(self) -> None:
         for every in self._intervals:
             every.begin(self.state.clock)
 
-    def _set_end(self, duration: DurationLike | None) -> bool:
-        """Set where this call of `fit` ends; False if it was complete when the program ran before.
-
-        A call that had begun then ends where it was to end.
-        """
-        state, number, before = self.state, len(self._fits), self.state.max_duration
-        if duration is not None:
-            more = parse_total(duration)
-            if number < len(self._known_fits):
-                state.max_duration = self._known_fits[number]
-            else:
-                state.max_duration = replace(more, value=state.clock.now(more.unit) + more.value)
-                state.stop_reason = ""
-        if self._autoresume:
-            self._fits.append(state.max_duration)
-        schedule = self.schedule
-        if schedule is not None and schedule.refresh is not None and state.max_duration != before:
-            schedule.refresh()  # of a longer whole, less has passed
-        return number >= len(self._known_fits) - 1
-
     def _agree(self) -> None:
         """All processes begin with the parameters of rank 0."""
         model = self.state.model
+        check_structure(self.context, model)
         self.context.broadcast([*model.parameters(), *model.buffers()])
 
     def _tell_loggers(self) -> None:

@@ -16,6 +16,7 @@ from compressor.config import (
     Config,
     DistillationConfig,
     EmaConfig,
+    ExecutorConfig,
     ExportConfig,
     TargetConfig,
     TrainerConfig,
@@ -123,6 +124,12 @@ def test_an_unknown_name_is_answered_with_the_nearest(config: Any, message: str)
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["use_horovod", "horovod"])
+def test_horovod_is_asked_for_in_both_spellings(key: str) -> None:
+    assert Config.from_dict({key: True}).use_horovod
+    assert not Config.from_dict({}).use_horovod
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -137,9 +144,15 @@ def test_an_unknown_name_is_answered_with_the_nearest(config: Any, message: str)
         ({"deepsearch": "maybe"}, "'maybe' is not a truth value"),
         ({"run_dir": 3}, "run_dir=3 is a int"),
         ({"device": "TPU"}, "no device 'TPU'"),
-        ({"use_horovod": True}, "several GPUs is not in this version"),
-        ({"horovod": True}, "several GPUs is not in this version"),
-        ({"executor": "ray"}, "executor='ray' is not in this version"),
+        ({"executor": "rays"}, "executor.kind='rays' is unknown. Did you mean 'ray'?"),
+        ({"executor": 2}, "executor is 2. Write a mapping"),
+        ({"executor": {"kind": "ray", "worker": 2}}, "Did you mean 'workers'?"),
+        ({"executor": {"kind": "ray", "workers": 0}}, "executor.workers=0 is out of range"),
+        (
+            {"executor": {"kind": "ray", "resources": {"CPU": -1}}},
+            "executor.resources.CPU=-1.0 is out of range",
+        ),
+        ({"executor": {"resources": {"CPU": 1}}}, "executor.kind is 'inline'"),
         ({"holdout": "test"}, "holdout='test' is a split that the search sees"),
         ({"holdout": "train"}, "holdout='train'"),
         ({"eval_split": "val", "holdout": "val"}, "holdout='val'"),
@@ -282,6 +295,16 @@ def test_dataclasses_may_be_given_in_place_of_mappings() -> None:
     assert config.full_trainer is trainer
     assert config.fine_tuner is trainer
     assert config.export.formats == ("onnx",)
+
+
+def test_an_executor_is_a_word_or_a_mapping() -> None:
+    assert read().executor == ExecutorConfig("inline", workers=1, resources={})
+    assert read(executor="Ray").executor == ExecutorConfig("ray")
+    several = {"kind": "ray", "workers": "2", "resources": {"CPU": 1, "GPU": "0.5"}}
+    assert read(executor=several).executor == ExecutorConfig("ray", 2, {"CPU": 1.0, "GPU": 0.5})
+    assert read(executor=ExecutorConfig(workers=3)).executor.workers == 3
+    with pytest.raises(ConfigError, match="executor 'ray' makes each in one"):
+        Config(use_horovod=True, executor=ExecutorConfig("ray"))
 
 
 def test_an_external_loop_is_kept() -> None:

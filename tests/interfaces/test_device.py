@@ -29,8 +29,18 @@ def test_another_device_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["cuda:1", torch.device("cuda", 1)])
 def test_a_gpu_by_its_number_is_refused_with_the_way_to_choose_it(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"'cuda:1' .* Set CUDA_VISIBLE_DEVICES=1 .* 'cuda'\."):
+    with pytest.raises(ConfigError, match=r"'cuda:1' .* Set CUDA_VISIBLE_DEVICES=1 .* 'cuda'; "):
         Device.of(value)
+
+
+def test_under_torchrun_a_process_may_call_its_gpu_by_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Device.of("cuda:1") is Device.GPU
+    for other in ("cuda:2", "1"):
+        with pytest.raises(ConfigError):
+            Device.of(other)
 
 
 def test_the_device_of_torch() -> None:

@@ -43,6 +43,17 @@ def test_a_saved_model_comes_back_on_an_untrained_reference(tmp_path: Path) -> N
     assert loaded.linear.out_features == 5
 
 
+def test_the_files_travel_as_bytes(tmp_path: Path) -> None:
+    model, x = compressed(CifarResNet(14)), torch.randn(2, 3, 32, 32)
+    files = archive.to_bytes(model, reference=CifarResNet(14))
+    save(model, tmp_path, reference=CifarResNet(14))
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    there = archive.from_bytes({**files, "plan.json": b"{}"}, CifarResNet(14))
+    assert torch.equal(there(x), model(x))
+    with pytest.raises(CheckpointError, match=r"structure\.json is missing"):
+        archive.from_bytes({"model.safetensors": b""}, CifarResNet(14))
+
+
 def test_the_folder_holds_two_files_and_no_pickle(tmp_path: Path) -> None:
     save(TinyMLP(), tmp_path, reference=TinyMLP())
     assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "structure.json"]

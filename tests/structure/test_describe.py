@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from compressor.errors import CheckpointError, ModelError
 from compressor.interfaces.inputs import ModelInputs
@@ -76,6 +77,10 @@ EDITS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object]]] 
     ),
     "linear": (TinyMLP, lambda m: narrow(m, ("fc1", "out", 32), ("fc2", "in", 32))),
     "layer norm": (TinyTransformer, lambda m: narrow(m, ("norm", "out", 16), ("head", "in", 16))),
+    "a parametrized weight": (
+        TinyResNet,
+        lambda m: parametrize.register_parametrization(m.conv1, "weight", nn.Identity()),
+    ),
     "a layer becomes two": (
         TinyMLP,
         lambda m: surgery.replace(

@@ -58,7 +58,8 @@ def accuracy(model: nn.Module) -> dict[str, float]:
 
 
 def make_trainer(model: nn.Module | None = None, **options: Any) -> Trainer:
-    loader: Iterable[Any] = options.pop("train_dataloader", None) or make_loader()
+    loader: Iterable[Any] = options.pop("train_dataloader", None)
+    loader = make_loader() if loader is None else loader
     options = {"max_duration": "2ep", "optimizers": {"name": "SGD", "lr": 0.1}, **options}
     step = options.pop("step", cross_entropy)
     if "evaluate" in options:

@@ -102,6 +102,21 @@ def test_a_misspelt_key_in_the_order_names_the_nearest() -> None:
         Dispatch([clipping], [])
 
 
+def test_a_conflict_is_refused_in_either_order_and_with_classes_that_derive() -> None:
+    class Mine(GradientClipping):
+        pass
+
+    clipping, other = Mine(), Noting("other", [])
+    other.conflicts = {"GradientClipping": "cannot be. Leave one out."}
+    for given in ([clipping, other], [other, clipping]):
+        names = " and ".join(repr(each.key) for each in given)
+        with pytest.raises(ConfigError, match=rf"^{names} cannot be\. Leave one out\.$"):
+            Dispatch(given, [])
+    other.conflicts = {"GradientCliping": "cannot be."}
+    with pytest.raises(ConfigError, match=r"not beside it.*Did you mean 'GradientClipping'"):
+        Dispatch([other], [])
+
+
 def test_who_has_entered_a_pair_leaves_it_when_the_window_has_closed() -> None:
     for window, expected in ((("0dur", "0.5dur"), 4), (("0.5dur", "1dur"), 4)):
         seen: list[Event] = []

@@ -209,7 +209,7 @@ class CutMix(Algorithm):
         ConfigError: if `alpha` is below 0.
     """
 
-    events = frozenset({Event.SETUP, Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.AFTER_LOSS})
+    events = frozenset({Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.AFTER_LOSS})
     before = ("LabelSmoothing",)  # of maps it is known then how many pixels count
     card = Card(
         summary="Replaces a rectangle of each image by that of another, and mixes their targets.",
@@ -238,6 +238,7 @@ class CutMix(Algorithm):
         self.mixed_targets = MixedTargets(
             input_key, target_key, interpolate_loss, ignore_index, class_dim
         )
+        self.conflicts = self.mixed_targets.conflicts
 
     def on(self, event: Event, state: State) -> None:
         """Mix inputs, then their targets or losses."""

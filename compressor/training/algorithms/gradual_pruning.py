@@ -188,6 +188,7 @@ class GradualPruning(Algorithm):
         if not groups:
             return
         scores = self._scores(state.model)
+        state.context.broadcast(list(scores.values()))  # sums on a GPU are not equal to the bit
         fraction = self._fraction(state.model, scores, passed)
         if fraction is None:
             return

@@ -71,6 +71,9 @@ class LabelSmoothing(Algorithm):
     cross entropy does; one that takes class indices only fails at the first batch. Class weights in
     a loss are not what they are in torch's `label_smoothing`: see `smooth_labels`.
 
+    Beside `Distillation` it acts on the task's own loss alone: what the teacher says is not
+    smoothed, whichever comes first. A teacher that was trained with it teaches less.
+
     Args:
         smoothing: 0 to 1: what is taken from the target and dealt out to all classes.
         target_key: place of the targets in a batch.

@@ -71,6 +71,12 @@ def check_share(mixing: float) -> None:
         raise ConfigError(f"mixing={mixing} is no share. Write 0 to 1.")
 
 
+INTERPOLATES = (
+    "both mix inputs, and one of them has interpolate_loss=True, which knows nothing of what the "
+    "other did. Let both have interpolate_loss=False."
+)
+
+
 class MixedTargets:
     """Lets the loss see the targets of mixed inputs: once mixed themselves, or twice.
 
@@ -99,6 +105,11 @@ class MixedTargets:
         self._mixed: tuple[Tensor, float] | None = None
         self._paste: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def conflicts(self) -> dict[str, str]:
+        """Beside whom it cannot mix: none that acts in turn, where losses are mixed."""
+        return dict.fromkeys(("MixUp", "CutMix"), INTERPOLATES) if self.interpolate_loss else {}
+
     def items(self, state: State) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the batch.
 
@@ -125,9 +136,7 @@ class MixedTargets:
 
     def follow(self, event: Event, state: State) -> None:
         """Mix the targets at AFTER_FORWARD, or the losses at AFTER_LOSS."""
-        if event is Event.SETUP:
-            self._check_alone(state)
-        elif self._paste is not None:
+        if self._paste is not None:
             if event is Event.AFTER_FORWARD:
                 maps = self._paste(get_item(state.batch, self.target_key))
                 state.batch = set_item(state.batch, self.target_key, maps)
@@ -155,12 +164,3 @@ class MixedTargets:
         other = state.recompute_loss(state.outputs, permuted)
         for name in state.task_terms:
             state.losses[name] = torch.lerp(state.losses[name], other[name], mixing)
-
-    def _check_alone(self, state: State) -> None:
-        found = [getattr(each, "mixed_targets", None) for each in state.algorithms]
-        mixers = [each for each in found if isinstance(each, MixedTargets)]
-        if len(mixers) > 1 and any(each.interpolate_loss for each in mixers):
-            raise ConfigError(
-                f"{len(mixers)} algorithms mix inputs and one of them has interpolate_loss=True, "
-                "which knows nothing of what the others did. Let all have interpolate_loss=False."
-            )

@@ -93,7 +93,7 @@ class MixUp(Algorithm):
         ConfigError: if `alpha` is below 0.
     """
 
-    events = frozenset({Event.SETUP, Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.AFTER_LOSS})
+    events = frozenset({Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.AFTER_LOSS})
     card = Card(
         summary="Trains on convex combinations of pairs of samples and of their targets.",
         source="Zhang et al. (2018), mixup: Beyond Empirical Risk Minimization",
@@ -120,6 +120,7 @@ class MixUp(Algorithm):
         self.mixed_targets = MixedTargets(
             input_key, target_key, interpolate_loss, ignore_index, class_dim
         )
+        self.conflicts = self.mixed_targets.conflicts
 
     def on(self, event: Event, state: State) -> None:
         """Mix inputs, then their targets or losses."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.distributed.agreement import agree_on
 from compressor.errors import ConfigError
 from compressor.logs import get_logger
 from compressor.training import binding
@@ -49,6 +51,12 @@ class WeightAverage(Algorithm, ABC):
     """
 
     pairs = ((Event.EVAL_START, Event.EVAL_END),)
+    conflicts = MappingProxyType(
+        {
+            "WeightAverage": "each want to put an average of the weights into the model, and only "
+            "one can be evaluated and kept. Leave one out."
+        }
+    )
 
     _average: dict[str, Tensor]
     _trained: dict[str, Tensor]
@@ -69,7 +77,6 @@ class WeightAverage(Algorithm, ABC):
     def on(self, event: Event, state: State) -> None:
         """Begin, follow, or exchange."""
         if event is Event.SETUP:
-            _refuse_second(state)
             self._forget()
         elif event is Event.FIT_START:
             self._begin(state)
@@ -79,6 +86,8 @@ class WeightAverage(Algorithm, ABC):
                 self._put_in(state)
         elif event is Event.EVAL_END:
             self._put_out(state)
+        elif event is Event.CHECKPOINT:
+            self._agree(state)
         elif event is Event.FIT_END:
             self._put_in(state)
         else:
@@ -95,6 +104,11 @@ class WeightAverage(Algorithm, ABC):
             self._take_buffers(state.model)
         finally:
             _put(state.model, trained)
+
+    def _agree(self, state: State) -> None:
+        """What processes have seen differs, and what is written is to go on for all of them."""
+        names = [name for name, _ in state.model.named_buffers() if name in self._average]
+        agree_on(state.context, [self._average[name] for name in names])
 
     def _take_buffers(self, model: nn.Module) -> None:
         for name, value in model.named_buffers():
@@ -129,6 +143,7 @@ class EMA(WeightAverage):
             Event.AFTER_STEP,
             Event.EVAL_START,
             Event.EVAL_END,
+            Event.CHECKPOINT,
             Event.FIT_END,
         }
     )
@@ -233,6 +248,7 @@ class SWA(WeightAverage):
             Event.EPOCH_END,
             Event.EVAL_START,
             Event.EVAL_END,
+            Event.CHECKPOINT,
             Event.FIT_END,
         }
     )
@@ -346,16 +362,6 @@ class SWA(WeightAverage):
             reestimate_in_training(state, self.batchnorm_batches)
             self._take_buffers(state.model)
             self._is_estimated = True
-
-
-def _refuse_second(state: State) -> None:
-    averages = [each.key for each in state.algorithms if isinstance(each, WeightAverage)]
-    if len(averages) > 1:
-        names = " and ".join(map(repr, averages))
-        raise ConfigError(
-            f"{names} each want to put an average of the weights into the model, and only one can "
-            "be evaluated and kept. Leave out all but one."
-        )
 
 
 def _slots(model: nn.Module) -> list[tuple[str, dict[str, Any], str]]:

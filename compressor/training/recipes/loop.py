@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 import torch
 from torch import Tensor, nn
 
+from compressor.distributed import run_on_main
 from compressor.errors import CheckpointError, ConfigError, suggest
 from compressor.interfaces.data import map_leaves
 from compressor.interfaces.device import Device
-from compressor.training.checkpoint import LATEST, check_plain, read_checkpoint
+from compressor.training.checkpoint import LATEST, check_plain
 from compressor.training.clock import DurationLike, parse_total
 from compressor.training.recipes.hooks import RESERVED, RecipeCallbacks
+from compressor.training.saving import read_together
 from compressor.training.setup import DeviceLike, torch_device
 from compressor.training.step import ManualStep
 from compressor.training.trainer import Trainer
@@ -238,12 +240,13 @@ class Recipe:
         Raises:
             CheckpointError: if it is truncated, altered, or of another recipe.
         """
+        context = self.trainer.context
         if path is None:
             latest: Path | None = self._checkpoint
-            if latest is None or not latest.exists():
+            if latest is None or not run_on_main(context, latest.exists):
                 return False
             path = latest
-        self.load_state_dict(read_checkpoint(Path(path)))
+        self.load_state_dict(read_together(context, Path(path)))
         return True
 
     def check(self, saved: Mapping[str, Any]) -> None:

@@ -243,9 +243,9 @@ class Checkpoint:
         self._written = [*(other for other in self._written if other != name), name]
         old = [] if self.keep is None else self._written[: -self.keep]
         self._written = [other for other in self._written if other not in old]
+        saved = self.recipe.state_dict()  # a matter of all processes
         if current_context().rank:
             return
-        saved = self.recipe.state_dict()
         write_checkpoint(self.folder / name, saved)
         if is_best:
             write_checkpoint(self.folder / "best.ckpt", saved)
