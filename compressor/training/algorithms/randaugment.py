@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from compressor.errors import ConfigError
-from compressor.seeding import isolated_rng
+from compressor.training.algorithm import Algorithm
+from compressor.training.algorithms.image_transforms import (
+    PerChannel,
+    check_normalisation,
+    transform_images,
+    with_generator,
+)
+from compressor.training.batch import get_item, set_item
+from compressor.training.card import Card
+from compressor.training.events import Event
+from compressor.training.state import State
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,10 +80,54 @@ def randaugment_image(
     >>> randaugment_image(image, generator=torch.Generator().manual_seed(0)).shape
     torch.Size([3, 8, 8])
     """
-    transform = randaugment(num_ops, magnitude)
-    if generator is None:
-        augmented: ImageT = transform(image)
-        return augmented
-    with isolated_rng(int(torch.randint(2**63 - 1, (), generator=generator))):
-        augmented = transform(image)
-    return augmented
+    return with_generator(randaugment(num_ops, magnitude), image, generator)
+
+
+class RandAugment(Algorithm):
+    """Augments each image of a batch as `randaugment` does, at BATCH_START, on the batch's device.
+
+    Args:
+        num_ops: operations in a row.
+        magnitude: of the operations, 0 to 30.
+        mean: that images of floats were normalised with; uint8 has none.
+        std: likewise.
+        input_key: place of the images (N, C, H, W) in a batch.
+
+    Raises:
+        ConfigError: an option out of range.
+    """
+
+    events = frozenset({Event.BATCH_START})
+    before = ("CutOut", "ColOut")
+    card = Card(
+        summary="Puts each image through random operations: rotations, shears, colours, contrasts.",
+        source="Cubuk et al. (2020), RandAugment: Practical Automated Data Augmentation with a "
+        "Reduced Search Space",
+        functional="randaugment_image",
+        use_when="An image classifier overfits, and training is long.",
+        avoid_when="The fit is short or the model underfits; steps are shorter than the "
+        "augmentation; ranges for quantization are being learnt.",
+        cost="num_ops operations on each image, one image after the other. In the loader's "
+        "workers, by cf.randaugment() among the transforms of the dataset, steps need not wait.",
+    )
+
+    def __init__(
+        self,
+        num_ops: int = 2,
+        magnitude: int = 9,
+        *,
+        mean: PerChannel = 0.0,
+        std: PerChannel = 1.0,
+        input_key: int | str = 0,
+    ) -> None:
+        check_normalisation(mean, std)
+        self.transform = randaugment(num_ops, magnitude)
+        self.mean = mean
+        self.std = std
+        self.input_key = input_key
+
+    def on(self, event: Event, state: State) -> None:
+        """Augment."""
+        images = get_item(state.batch, self.input_key)
+        augmented = transform_images(images, self.transform, self.mean, self.std)
+        state.batch = set_item(state.batch, self.input_key, augmented)

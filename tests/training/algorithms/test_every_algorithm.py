@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import compressor.functional as cf
-from compressor.errors import ConfigError
 from compressor.structure import cutting, surgery
 from compressor.training import Algorithm, Evaluator, Event, State, Trainer, algorithms
 from compressor.training.algorithms import (
@@ -111,7 +110,8 @@ def test_it_changes_the_result(case: Case) -> None:
     plain.fit()
     changed.fit()
     before, after = weights_of(plain.model), weights_of(changed.model)
-    same = before.keys() == after.keys() and all(
+    shapes = [{name: value.shape for name, value in each.items()} for each in (before, after)]
+    same = shapes[0] == shapes[1] and all(
         torch.allclose(before[name], after[name], rtol=0, atol=1e-5) for name in before
     )
     assert same is not case.changes_weights
@@ -262,23 +262,6 @@ def test_images_are_made_smaller_before_they_are_mixed(mixing: type[Algorithm]) 
     trainer = SETTINGS["MixUp"].make_trainer([mixing(), ProgressiveResizing()])
     order = [each.key for each in trainer.dispatch.order_at(Event.BEFORE_FORWARD)]
     assert order[0] == "ProgressiveResizing"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", OF_IMAGES)
-def test_any_two_train_together_or_say_why_not(first: str) -> None:
-    names = list(OF_IMAGES)
-    for second in names[names.index(first) + 1 :]:
-        pair = [OF_IMAGES[name].make() for name in (first, second)]
-        if pair[0].key == pair[1].key:
-            pair[1].key = "another"
-        try:
-            trainer = OF_IMAGES[first].make_trainer(pair, max_duration="2ba")
-        except ConfigError:
-            continue
-        trainer.fit()
-        weights = weights_of(trainer.model)
-        assert all(torch.isfinite(value).all() for value in weights.values()), second
 
 
 @pytest.mark.slow
