@@ -5,7 +5,8 @@ python -m benchmarks.scaling --data DIR --json scaling.json
 Measured, one thread a process: variants of a CIFAR ResNet-20 on the exact images, made in rounds by
 one and by two workers of Ray, with their costs measured in between as in a run; the step of two
 processes under DDP (and Horovod, where it is installed) against one process with the same batch
-each; what an edit of the model takes them; what the context takes where there is one process.
+each; what an edit of the model takes them; and, in one process, the calls to the model's replica,
+which a trainer makes only where there are several.
 
 Reckoned from these: steps of up to 64 processes (a ring of all-reduces over networks of several
 speeds, with nothing hidden behind the backward pass and with all that fits there), and a search of
@@ -257,7 +258,7 @@ def time_ranks(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[st
 def rank_rows(ranks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was measured, and what follows for more processes."""
     one, ddp = ranks["one"], ranks["DDP"]
-    rows = []
+    rows = [row("replica of one process", 1, one["replica_us"], "us")]
     for name, own in ranks.items():
         rows += [
             row(f"{name}: step", own["processes"], own["step_ms"], "ms"),
@@ -282,8 +283,7 @@ def summarize_ranks(ranks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     one = ranks["one"]
     several = {name: own for name, own in ranks.items() if own["processes"] > 1}
     return {
-        "context_us": one["replica_us"],
-        "context_ratio": 1 + one["replica_us"] / 1000 / one["step_ms"],
+        "replica_of_one_us": one["replica_us"],
         **{
             f"{name.lower()}_efficiency_2": one["step_ms"] / v["step_ms"]
             for name, v in several.items()

@@ -147,7 +147,10 @@ def lost_to_edits(steps: list[float], edits: int) -> float:
 
 
 def time_replica(context: Context, model: nn.Module, rounds: int = 20_000) -> float:
-    """Microseconds that a step spends in the context."""
+    """Microseconds of the calls of a step to the replica of one process.
+
+    A trainer makes them only where there are several processes; one process takes the model itself.
+    """
     replica = context.replicate(model)
     began = time.perf_counter()
     for _ in range(rounds):

@@ -122,7 +122,7 @@ class Clockwork:
 
     def __init__(self, world: World, random: np.random.Generator, width: int) -> None:
         self.world, self.random, self.width = world, random, width
-        self.seconds = 0.0
+        self.turns, self.seconds = 1, 0.0
         self._numbers = itertools.count()
 
     def make(self, wishes: Sequence[Wish]) -> list[VariantRecord]:

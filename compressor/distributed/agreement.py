@@ -80,7 +80,8 @@ def agree(context: Context, model: nn.Module) -> None:
 def agree_on(context: Context, tensors: Sequence[Tensor]) -> None:
     """Set floating `tensors` to their mean over all, and others to those of rank 0, in place.
 
-    What is equal everywhere stays as it is, to the bit.
+    They are equal to the bit then: where rank 0 has 0.0 and another -0.0, both have 0.0. What is
+    equal everywhere stays as it is.
 
     Args:
         context: the processes.
@@ -105,7 +106,8 @@ def agree_on(context: Context, tensors: Sequence[Tensor]) -> None:
             if tensor.is_floating_point():
                 change = next(left)
                 agreed = torch.where(change == 0, base, (base + change).to(base.dtype))
-            if not torch.equal(tensor, agreed):  # an expanded one cannot be written to
+            is_equal = torch.equal(_bits(tensor), _bits(agreed))
+            if not is_equal:  # an expanded one cannot be written to
                 tensor.copy_(agreed)
 
 
@@ -128,14 +130,7 @@ def _at_least_float(tensor: Tensor) -> Tensor:
 
 def _digest(tensor: Tensor) -> Tensor:
     """Sum of bits × a number that belongs to the position, modulo 2**64."""
-    if tensor.is_sparse:
-        tensor = tensor.to_dense()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    if tensor.dtype is torch.bool:
-        tensor = tensor.to(torch.int8)
-    flat = tensor.contiguous().reshape(-1)
-    bits = flat.view(_INTEGERS[flat.element_size()])
+    bits = _bits(tensor)
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for first in range(0, len(bits), _CHUNK):
         part = bits[first : first + _CHUNK].long()
@@ -143,6 +138,18 @@ def _digest(tensor: Tensor) -> Tensor:
         mixed = positions * _GOLDEN
         total += (part * ((mixed ^ (mixed >> 31)) * _MIX)).sum()
     return total
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The entries as integers, in a row."""
+    if tensor.is_sparse:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if tensor.dtype is torch.bool:
+        tensor = tensor.to(torch.int8)
+    flat = tensor.contiguous().reshape(-1)
+    return flat.view(_INTEGERS[flat.element_size()])
 
 
 def _entries(model: nn.Module) -> list[tuple[Entry, Tensor]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-PATIENCE_SECONDS = 60.0  # for the others to fail as well
+PATIENCE_SECONDS = 30.0  # for the others to fail as well; all must have ended within a minute
 NEWS_SECONDS = 2.0  # from when a process has written why it ends to when all can read it
 POLL_SECONDS = 0.05
 # What torch and Horovod say when a process at the other end is gone.
@@ -123,7 +123,7 @@ class StoreBoard:
         return None
 
     def all_failed(self, number: int) -> bool:
-        """Whether the others say within a minute that work `number` fails there too."""
+        """Whether the others soon say that work `number` fails there too."""
         keys = [f"{self._place}/{number}/{rank}" for rank in range(self._world_size)]
         try:
             self._store.set(keys[self._rank], "")
@@ -144,7 +144,7 @@ class HorovodBoard:
         return None
 
     def all_failed(self, number: int) -> bool:
-        """Whether the others come within a minute to where work `number` has failed."""
+        """Whether the others soon come to where work `number` has failed."""
         hvd = sys.modules["horovod.torch"]
         handle = hvd.allreduce_async(torch.zeros(1), name=f"compressor.failed.{number}")
         if not _is_soon(lambda: hvd.poll(handle), PATIENCE_SECONDS):
@@ -195,9 +195,14 @@ def explain_loss(board: Board, error: BaseException) -> BaseException:
         return bool(found)
 
     if not _is_soon(look, NEWS_SECONDS):
+        where = "Look at what it printed last"
+        if isinstance(board, HorovodBoard):
+            where = (
+                "Horovod does not pass on why: the reason is in that process's own output. Read it"
+            )
         return RankError(
-            f"Another process has ended without a word: {first_line(error)} Look at what it "
-            "printed last, and start all again with the same run_dir to go on."
+            f"Another process has ended without a word: {first_line(error)} {where}, and start all "
+            "again with the same run_dir to go on."
         )
     return found[0].error()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -30,6 +32,8 @@ logger = get_logger(__name__)
 
 # What torchrun gives each process, beside LOCAL_RANK.
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Each has keys of its own in the store, which torchrun keeps for as long as the processes live.
+_MEETINGS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,29 @@ def _join_torchrun(device: Device) -> bool:
             f"{', '.join(missing)}. Start the script with torchrun, which sets all of "
             f"{', '.join(TORCHRUN)}, or unset WORLD_SIZE to run in one process."
         )
+    prefix = f"compressor/{next(_MEETINGS)}"  # the same in all: they meet equally often
     if on_gpu:
         _take_gpu()
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    store = _open_store(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore(prefix, store),
+        rank=rank,
+        world_size=world_size,
+    )
     logger.info("rank %d of %d processes", dist.get_rank(), dist.get_world_size())
     return True
+
+
+@cache
+def _open_store(address: str, port: str) -> dist.Store:
+    """The store of the environment, which has this address: the same one as long as this lives.
+
+    Without torchrun rank 0 serves it, and others may want to meet again before rank 0 has parted.
+    """
+    store: dist.Store = next(dist.rendezvous("env://"))[0]
+    return store
 
 
 def _take_gpu() -> None:

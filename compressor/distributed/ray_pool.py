@@ -76,8 +76,8 @@ def ray_pool(
         resources: of one of them, by Ray's names: "CPU", "GPU", "memory", and those of the cluster.
 
     Raises:
-        ConfigError: if this machine alone does not have the resources, or the worker cannot be made
-            there.
+        ConfigError: if this machine alone does not have the resources, CPUs aside, which workers
+            may share, or the worker cannot be made there.
         MissingDependencyError: without Ray.
         WorkerError: if no process comes up.
     """
@@ -339,10 +339,20 @@ def _running_ray(count: int, resources: Mapping[str, float]) -> Iterator[ModuleT
 
 
 def _check_machine(ray: ModuleType, count: int, resources: Mapping[str, float]) -> None:
-    """Refuse workers that will never have what they want."""
+    """Refuse workers that will never have what they want; CPUs they may share, if slowly."""
     there = ray.cluster_resources()
+    cpus, own = count * resources.get(CPU, 1), os.cpu_count() or 1
+    if cpus > own:
+        logger.warning(
+            "executor: %d workers want %g CPUs, and this machine has %d, which they will share. "
+            "Ask for less or for fewer workers, or name a cluster by RAY_ADDRESS in the "
+            "environment.",
+            count,
+            cpus,
+            own,
+        )
     for name, wanted in resources.items():
-        if count * wanted > there.get(name, 0):
+        if name != CPU and count * wanted > there.get(name, 0):  # Ray is told of CPUs enough
             raise ConfigError(
                 f"executor: {count} workers want {count * wanted:g} {name}, and this machine has "
                 f"{there.get(name, 0):g}. Ask for less or for fewer workers, or name a cluster by "

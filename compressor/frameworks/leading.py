@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,7 +71,7 @@ class Leader:
                 "whether it is made for several."
             )
         self._order(OPEN, recipe=job.config.recipe())
-        bench = _open(self._team, lambda: framework.open(job, folder, progress))
+        bench = _open(self._team, job, lambda opened: framework.open(opened, folder, progress))
         self._are_waiting = True
         return cast("Workbench[Any]", LeadingBench(bench, self, trains_itself=trains_itself))
 
@@ -210,7 +210,8 @@ def follow(framework: Framework, job: Job, team: Team) -> Result:
         stack.enter_context(isolated_rng(job.config.seed))
         stack.enter_context(_quiet())
         order = _wait(team)
-        bench = _open(team, lambda: _open_same(framework, job, folder, order["recipe"]))
+        recipe = order["recipe"]
+        bench = _open(team, job, lambda opened: _open_same(framework, opened, folder, recipe))
         while (order := _wait(team))["do"] != END:
             try:
                 in_common(team.board, order["number"], partial(_obey, bench, order, folder))
@@ -252,19 +253,19 @@ def _obey(bench: Workbench[Any], order: Mapping[str, Any], folder: Path) -> None
         )
 
 
-def _open(team: Team, open_job: Callable[[], Workbench[Any]]) -> Workbench[Any]:
-    """What `open_job` returns, with the reference of rank 0.
+def _open(team: Team, job: Job, open_job: Callable[[Job], Workbench[Any]]) -> Workbench[Any]:
+    """What `open_job` makes of `job` with its data, with the reference of rank 0.
 
     Raises:
         Told: if it fails in another process; an error of this one's own comes as it is.
     """
     failure = None
-    with ExitStack() as stack:
-        stack.enter_context(alone())
-        try:
-            bench = open_job()
-        except Exception as error:
-            failure = error
+    try:
+        job = replace(job, data=job.open_data())  # not alone: it may ask which shard is its own
+        with alone():
+            bench = open_job(job)
+    except Exception as error:
+        failure = error
     rank = team.context.rank
     told = team.context.gather(None if failure is None else asdict(Failure.of(failure, rank)))
     if failure is not None:

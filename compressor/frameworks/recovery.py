@@ -35,6 +35,7 @@ from compressor.training.callbacks import (
 )
 from compressor.training.evaluator import Evaluator
 from compressor.training.large_batch import LargeBatchWarmup
+from compressor.training.loading import epoch_length
 from compressor.training.trainer import Trainer
 
 logger = get_logger(__name__)
@@ -198,11 +199,13 @@ class Recovery:
             **self._shared(settings),
         )
         trainer.fit()  # warm-up
-        began = time.monotonic()
+        clock = trainer.state.clock
+        done, began = clock.batch, time.monotonic()
         trainer.fit("1ep")
         seconds = time.monotonic() - began
-        batches = sum(1 for _ in loader)
-        return seconds / batches * max(_length(self._data["train"]), 1)
+        length = epoch_length(self._data["train"], current_context())
+        batches = ASSUMED_BATCHES if length is None else max(length, 1)
+        return seconds / (clock.batch - done) * batches
 
     def _shared(self, settings: TrainerConfig) -> dict[str, Any]:
         return {
@@ -285,10 +288,3 @@ def _account(trainer: Trainer, epochs: int) -> Recovered:
     """What was done, and why it was not more."""
     done, reason = trainer.state.clock.epoch, trainer.state.stop_reason
     return Recovered(done, f"stopped after {done} of {epochs} epochs: {reason}" if reason else "")
-
-
-def _length(loader: Any) -> int:
-    try:
-        return len(loader)
-    except TypeError:
-        return ASSUMED_BATCHES

@@ -149,7 +149,7 @@ class RayMaker:
         progress: Progress,
     ) -> None:
         """Make nothing yet; see `ray_workers`."""
-        self.width = width
+        self.width = self.at_once = width
         self._bench = bench
         self._pool = pool
         self._folder = folder

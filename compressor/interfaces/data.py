@@ -19,11 +19,15 @@ class DataLoaderView:
     """A user's loader, with what evaluation functions read; everything else is the loader's own.
 
     Args:
-        loader: any iterable of batches that can be iterated again and again; never changed.
+        loader: any iterable of batches that can be iterated again and again; never changed. A view
+            of it has its limit here too.
         max_batches: end every pass after so many; None: no limit.
     """
 
     def __init__(self, loader: Iterable[Any], max_batches: int | None = None) -> None:
+        if isinstance(loader, DataLoaderView):
+            limits = [each for each in (loader._max_batches, max_batches) if each is not None]
+            loader, max_batches = loader._loader, min(limits, default=None)
         self._loader = loader
         self._max_batches = max_batches
         self._batch_size: int | None = None
@@ -36,6 +40,11 @@ class DataLoaderView:
     def over(self, loader: Iterable[Any]) -> DataLoaderView:
         """The same view of another loader."""
         return DataLoaderView(loader, self._max_batches)
+
+    def widened(self, factor: int) -> DataLoaderView:
+        """The same view with so many times as many batches in a pass, if they are limited."""
+        limit = self._max_batches
+        return DataLoaderView(self._loader, None if limit is None else limit * factor)
 
     @property
     def batch_size(self) -> int:

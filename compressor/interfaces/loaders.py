@@ -23,6 +23,11 @@ def shards_itself(loader: Any) -> bool:
     return any(getattr(owner, "is_sharded", False) is True for owner in owners)
 
 
+def in_turns(loader: Any, takers: int) -> Any:
+    """What so many processes take whole batches of in turn, each as many as a view is cut to."""
+    return loader.widened(takers) if isinstance(loader, DataLoaderView) else loader
+
+
 def whole_loader(loader: Any) -> Any:
     """`loader`, or one of the whole dataset in its order, if it shards by a DistributedSampler."""
     native = getattr(loader, "native_dl", loader)

@@ -57,6 +57,11 @@ class Attempts:
         """Variants that are best wanted at once."""
         return self._variants.width
 
+    @property
+    def turns(self) -> int:
+        """How many of these follow each other."""
+        return self._variants.turns
+
     def wish(
         self,
         proposal: Proposal,

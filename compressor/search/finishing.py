@@ -319,7 +319,7 @@ class Finishing:
     def _fitting_epochs(self, trial: VariantRecord) -> int:
         """As many epochs as the time left allows, judging by what the trial's took."""
         wanted = math.inf if self._effort.final_epochs is None else self._effort.final_epochs
-        seconds = self._spending.seconds_left * FINISH_SHARE
+        seconds = self._spending.seconds_left * FINISH_SHARE / self._attempts.turns
         parent = next((r for r in self._attempts.records if r.id == trial.start), self._base)
         epochs = trial.epochs - (parent.epochs if parent else 0)
         per_epoch = trial.seconds / max(epochs, 1)

@@ -115,9 +115,11 @@ class Maker(Protocol):
 
     Attributes:
         width: works that it likes to have at once. The search asks for so many plans a round.
+        at_once: of these it really makes side by side.
     """
 
     width: int
+    at_once: int
 
     def make(self, works: Sequence[Work]) -> Iterator[Made]:
         """What came of each, in their order; a work that fails is `Made` with the reason.
@@ -134,6 +136,8 @@ class InlineMaker:
         folder: has one folder a variant, named by its id.
         width: of a round.
     """
+
+    at_once = 1
 
     def __init__(self, bench: Bench, folder: Path, width: int = 1) -> None:
         self._bench = bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,11 @@ class Variants:
     def width(self) -> int:
         """How many are best wanted at once."""
         return self._maker.width
+
+    @property
+    def turns(self) -> int:
+        """How many follow each other in a round of so many."""
+        return math.ceil(self._maker.width / self._maker.at_once)
 
     def known(self) -> list[VariantRecord]:
         """Those of this recipe that the study holds, oldest first."""

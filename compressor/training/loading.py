@@ -10,7 +10,7 @@ from compressor.distributed import Context
 from compressor.distributed.failures import is_lost_connection
 from compressor.errors import DataError
 from compressor.interfaces.data import seed_generators
-from compressor.interfaces.loaders import shards_itself
+from compressor.interfaces.loaders import in_turns, shards_itself
 from compressor.seeding import derive_seed, set_rng_state
 from compressor.training.clock import Clock
 
@@ -60,13 +60,13 @@ def epoch_length(loader: Iterable[Any], context: Context | None = None) -> int |
         loader: of the user.
         context: processes that share its batches out among them; None: there is only this one.
     """
+    takers = 1
+    if context is not None and not context.splits_batches and not shards_itself(loader):
+        takers = context.world_size
     try:
-        batches = len(loader)  # type: ignore[arg-type]
+        return len(in_turns(loader, takers)) // takers
     except TypeError:  # an iterable dataset
         return None
-    if context is None or context.splits_batches or shards_itself(loader):
-        return batches
-    return batches // context.world_size
 
 
 def _guarded(loader: Iterable[Any], clock: Clock) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from compressor.distributed import Context
 from compressor.distributed.agreement import digests
 from compressor.errors import DataError
 from compressor.interfaces.data import leaves
-from compressor.interfaces.loaders import shards_itself, with_sampler
+from compressor.interfaces.loaders import in_turns, shards_itself, with_sampler
 from compressor.seeding import derive_seed, isolated_rng
 from compressor.training.step import Step
 
@@ -75,6 +75,8 @@ class Sharding:
         if self._loader is not loader:  # kept, because its workers may outlive an epoch
             self._loader, self._own = loader, with_sampler(loader, _PartSampler)
         if self._own is None:
+            if not self._context.splits_batches:
+                loader = in_turns(loader, self._context.world_size)
             return _Passes(self._cut_batches, loader, seed)
         return _Passes(self._take_indices, self._own, seed)
 
@@ -88,7 +90,7 @@ class Sharding:
             all_of = context.total({"batches": float(batch is not _END), "samples": samples})
             if all_of["batches"] < context.world_size:
                 return
-            self.part = Part(1 / context.world_size, int(all_of["samples"]))
+            self.part = _part_of(samples, int(all_of["samples"]))
             yield batch
 
     def _take_indices(self, loader: Any, seed: int) -> Iterator[Any]:
@@ -122,8 +124,8 @@ class Sharding:
                 continue
             together.append(batch)
             if len(together) == context.world_size:
-                samples = sum(map(step.sample_count, together))
-                self.part = Part(1 / context.world_size, samples)
+                samples = [*map(step.sample_count, together)]
+                self.part = _part_of(samples[context.rank], sum(samples))
                 yield together[context.rank]
                 together = []
         _check_rounds(count, context)
@@ -246,8 +248,9 @@ class _PartSampler:
                 together.append(batch)
                 if len(together) < context.world_size:
                     continue
-                part = Part(1 / context.world_size, sum(map(len, together)))
-                own, together = together[context.rank], []
+                own = together[context.rank]
+                part = _part_of(len(own), sum(map(len, together)))
+                together = []
             self.parts.append((part, first))
             yield own
 
@@ -272,6 +275,11 @@ class _Passes:
 
 
 _END: Any = object()
+
+
+def _part_of(own: int, samples: int) -> Part:
+    """A whole batch of `own` samples, of a round of `samples`."""
+    return Part(own / max(samples, 1), samples)
 
 
 def _check_rounds(batches: int, context: Context) -> None:

@@ -100,6 +100,18 @@ def test_what_is_equal_stays_equal_to_the_bit() -> None:
         assert torch.equal(own, values)
 
 
+def test_zeros_of_either_sign_become_one() -> None:
+    """0.0 == -0.0 was left as it was, and then refused as other values."""
+
+    def change(model: Any, rank: int) -> None:
+        model[1].running_mean.fill_(-0.0 if rank else 0.0)
+
+    assert not messages(agree, 2, change)
+    own = [torch.tensor(0.0), torch.tensor(-0.0)]
+    in_threads(2, lambda context: _agreed(context, own[context.rank]))
+    assert [each.signbit().item() for each in own] == [False, False]
+
+
 def test_halves_are_averaged_as_floats() -> None:
     def work(context: Any) -> Tensor:
         return _agreed(context, torch.tensor([1000.0 + context.rank], dtype=torch.float16))

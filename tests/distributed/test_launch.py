@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from torch.multiprocessing.spawn import start_processes
 from compressor.distributed import failures
 from compressor.distributed.failures import (
     Failure,
+    HorovodBoard,
     NoBoard,
     RankError,
     StoreBoard,
@@ -168,7 +171,16 @@ def test_a_process_that_went_without_a_word_is_said(monkeypatch: pytest.MonkeyPa
     assert "same run_dir" in str(found)
 
 
-# What two processes do, one after the other in each; every meeting has a port of its own.
+def test_where_horovod_cannot_tell_the_output_is_pointed_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(failures, "NEWS_SECONDS", 0.0)
+    found = explain_loss(HorovodBoard(), RuntimeError("Horovod has been shut down"))
+    assert "the reason is in that process's own output" in str(found)
+    assert "same run_dir" in str(found)
+
+
+# What two processes do, one after the other in each; all meetings are at one port.
 
 
 def meet(rank: int) -> Any:
@@ -197,13 +209,12 @@ def die_on_one(rank: int) -> Any:
         return str(error)
 
 
-def run_rank(rank: int, work: Callable[[int], Any], ports: list[int], folder: Path) -> None:
+def run_rank(rank: int, work: Callable[[int], Any], port: int, folder: Path) -> None:
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(ports[0])}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     met = meet(rank)
     is_open = dist.is_initialized()
-    os.environ["MASTER_PORT"] = str(ports[1])
     began = time.monotonic()
     found = work(rank)
     torch.save([met, found, is_open, time.monotonic() - began], folder / f"{rank}.pt")
@@ -212,12 +223,11 @@ def run_rank(rank: int, work: Callable[[int], Any], ports: list[int], folder: Pa
 
 def run_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
     """What rank 0 found, and whether and how rank 1 did."""
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
-            probe.bind(("localhost", 0))
-        ports = [probe.getsockname()[1] for probe in (first, second)]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
     context: Any = start_processes(
-        run_rank, (work, ports, folder), nprocs=2, join=False, start_method="spawn"
+        run_rank, (work, port, folder), nprocs=2, join=False, start_method="spawn"
     )
     for process in context.processes:
         process.join(60)
@@ -243,3 +253,33 @@ def test_a_process_that_is_killed_ends_the_other_at_once(tmp_path: Path) -> None
     assert "Another process has ended without a word" in first[1]
     assert second is None
     assert first[3] < 30
+
+
+# Two runs in one script.
+TWICE = """
+from compressor.distributed.launch import join
+from compressor.interfaces import Device
+
+for run in range(2):
+    with join(Device.CPU) as team:
+        assert team.context.gather((run, team.context.rank)) == [(run, 0), (run, 1)]
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_meet_twice_in_one_script(tmp_path: Path) -> None:
+    """The second time they had found the addresses of the first, which torchrun keeps."""
+    script = tmp_path / "twice.py"
+    script.write_text(TWICE)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = str(Path(__file__).parents[2])
+    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

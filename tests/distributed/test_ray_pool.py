@@ -201,3 +201,16 @@ def test_more_than_this_machine_has_is_refused() -> None:
     module._check_machine(ray, 2, {"CPU": 1, "GPU": 0.5})
     with pytest.raises(ConfigError, match=r"3 workers want 1\.5 GPU, and this machine has 1"):
         module._check_machine(ray, 3, {"GPU": 0.5})
+
+
+def test_more_cpus_than_this_machine_has_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What Ray says that it has is what it was told to have: as many as are wanted.
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    ray: Any = SimpleNamespace(cluster_resources=lambda: {"CPU": 6.0})
+    module._check_machine(ray, 2, {"CPU": 1})
+    assert not caplog.messages
+    module._check_machine(ray, 3, {"CPU": 2})
+    (message,) = caplog.messages
+    assert "3 workers want 6 CPUs, and this machine has 2" in message

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from compressor import load
+from compressor import Config, load
 from compressor.testing.models import TinyResNet
 from docs.generate import PAGES
 
@@ -30,6 +30,15 @@ def test_every_block_of_the_guide_runs(
         torch.manual_seed(0)
         for number, block in enumerate(blocks):
             exec(compile(block, f"{name}, block {number + 1}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", ["workstation.md", "ray.md"])
+def test_the_configurations_of_the_guides_to_several_processes_are_taken(name: str) -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    for block in BLOCK.findall((FOLDER / "distributed" / name).read_text()):
+        exec(compile(block, name, "exec"), namespace)
+    config = Config.from_dict(namespace["config"])  # type: ignore[arg-type]
+    assert config.executor.kind == "ray"
 
 
 @pytest.mark.slow

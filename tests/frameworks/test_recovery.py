@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader
 
 from compressor.config import Config, DistillationConfig, TrainerConfig
 from compressor.errors import ConfigError
@@ -24,7 +26,8 @@ from compressor.interfaces.optimizers import NativeOptimizerFactory, make_optimi
 from compressor.progress import Progress
 from compressor.search.tuning import Recovered, Tuning
 from compressor.training.algorithms.distillation import distillation_loss
-from tests.training.helpers import are_equal, make_loader, make_model, weights_of
+from tests.training.helpers import are_equal, make_dataset, make_loader, make_model, weights_of
+from tests.training.test_sharding import OneOf
 
 FLAT = [50.0, 80.0, 85.0, 87.0, 88.0, 88.1, 88.2, 88.3, 88.4]
 
@@ -40,6 +43,7 @@ def recovery(
     values: Iterable[float] = range(1000),
     fine_tuner: Mapping[str, Any] | None = None,
     loop: Any = None,
+    data: Iterable[Any] | None = None,
 ) -> Recovery:
     """One whose evaluations give `values`."""
     given = iter(values)
@@ -50,7 +54,7 @@ def recovery(
         "accuracy",
         task,
         make_model(seed=1),
-        {"train": DataLoaderView(make_loader())},
+        {"train": DataLoaderView(make_loader() if data is None else data)},
         lambda model: {"accuracy": float(next(given))},
         Progress(enabled=False),
     )
@@ -240,3 +244,29 @@ def test_a_loop_of_the_user_s_own_draws_the_same_whatever_was_drawn_before(tmp_p
     torch.rand(3)
     assert are_equal(trained("a1"), first)
     assert not are_equal(trained("b2"), first)
+
+
+@pytest.mark.parametrize(
+    ("processes", "splits", "batches", "seconds"),
+    [(1, True, 21, 21.0), (8, False, 21, 4.0), (8, False, 41, 5.0), (1, True, 3, 4.0)],
+)
+@pytest.mark.parametrize("is_list", [False, True])
+def test_seconds_of_an_epoch_are_of_its_rounds(
+    processes: int,
+    splits: bool,
+    batches: int,
+    seconds: float,
+    is_list: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Eight processes could not each take one of the four batches that were timed, and what was
+    # timed counted for all batches of the loader, of which each process takes every eighth.
+    context = OneOf(0, processes, splits)
+    for module in ("frameworks.recovery", "training.trainer"):
+        monkeypatch.setattr(f"compressor.{module}.current_context", lambda: context)
+    times = iter([0.0, 4.0])
+    clock = SimpleNamespace(monotonic=lambda: next(times))
+    monkeypatch.setattr("compressor.frameworks.recovery.time", clock)
+    loader = DataLoader(make_dataset(2 * batches), batch_size=2)
+    made = recovery(data=list(loader) if is_list else loader)
+    assert made.epoch_seconds(make_model()) == seconds

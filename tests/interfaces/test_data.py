@@ -67,6 +67,14 @@ def test_a_view_can_be_cut_short() -> None:
     assert view.dataset_size == 8
 
 
+def test_a_view_of_a_view_is_one_of_the_loader_with_the_smaller_limit() -> None:
+    loader = make_loader()
+    for outer, inner, batches in ((None, 2, 2), (1, 2, 1), (2, 1, 1), (2, None, 2)):
+        view = DataLoaderView(DataLoaderView(loader, inner), outer)
+        assert view.native_dl is loader
+        assert len(view) == len(list(view)) == batches
+
+
 def test_a_list_of_batches_is_a_loader() -> None:
     view = DataLoaderView([torch.zeros(3, 2), torch.zeros(1, 2)])
     assert (view.batch_size, view.dataset_size, len(view)) == (3, None, 2)

@@ -33,7 +33,7 @@ class Numbers:
     """Variants that lose a point per damage, of which training keeps half, then less."""
 
     def __init__(self, clock: list[float], width: int) -> None:
-        self.clock, self.width = clock, width
+        self.clock, self.width, self.turns = clock, width, width
         self.ids: Iterator[int] = itertools.count()
 
     def make(self, wishes: Sequence[Wish]) -> list[VariantRecord]:
@@ -147,3 +147,9 @@ def test_a_round_asks_for_different_plans() -> None:
     plans = [r.plan.digest for r in attempts.records if not (r.is_final or r.start)]
     assert len(set(plans)) == len(plans)
     assert len(plans) >= 4
+
+
+def test_finalists_of_a_wide_round_share_the_minutes_where_they_follow_each_other() -> None:
+    for width in (1, 2, 4):
+        *_, seconds = run(20, width=width)
+        assert seconds <= 20 * 60 + 2 * width * EPOCH_SECONDS

@@ -18,6 +18,7 @@ from compressor.seeding import derive_seed, isolated_rng
 from compressor.training.loading import epoch_length
 from compressor.training.sharding import Part, Sharding, part_size
 from compressor.training.step import FunctionStep
+from tests.distributed.threads import Member, in_threads
 
 
 class OneOf(SingleProcess):
@@ -114,6 +115,27 @@ def test_where_batches_are_not_split_processes_take_turns_and_a_rest_is_left_out
     assert first[0][1] == second[0][1] == Part(0.25, 16)
 
 
+@pytest.mark.parametrize("name", ["shuffled", "own batches", "stream", "list", "iterable"])
+def test_whole_batches_count_by_their_samples(name: str) -> None:
+    # Each of a round had counted the same: the one sample of the last batch as much as four.
+    first, second = take(loaders()[name], 2, splits=False)
+    assert [part for _, part in first] == [Part(0.5, 8), Part(0.5, 8), Part(0.8, 5)]
+    assert [part for _, part in second] == [Part(0.5, 8), Part(0.5, 8), Part(0.2, 5)]
+
+
+def test_batches_of_a_loader_that_shards_itself_count_by_their_samples() -> None:
+    class Shard(list[torch.Tensor]):
+        is_sharded = True
+
+    def parts(member: Member) -> list[Part]:
+        own = Shard([torch.arange((32, 9)[member.rank])])
+        step = FunctionStep(lambda model, batch: torch.zeros(()), is_observed=False)
+        sharding = Sharding(member, step, nn.Linear(1, 1))
+        return [sharding.part for _ in sharding.of(own, 5, 0)]
+
+    assert in_threads(2, parts) == [[Part(32 / 41, 41)], [Part(9 / 41, 41)]]
+
+
 def test_fewer_whole_batches_than_processes_are_an_error() -> None:
     for loader in (loaders()["list"], loaders()["shuffled"]):
         with pytest.raises(DataError, match="6 batches for 7 processes"):
@@ -189,3 +211,30 @@ def test_an_epoch_is_as_long_as_its_rounds() -> None:
     loader = loaders()["list"]
     assert epoch_length(loader) == epoch_length(loader, OneOf(0, 4)) == 6
     assert epoch_length(loader, OneOf(0, 4, splits_batches=False)) == 1
+
+
+@pytest.mark.parametrize("kind", ["loader", "list", "stream"])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_view_of_two_batches_is_two_rounds_where_whole_ones_are_dealt(
+    kind: str, is_nested: bool
+) -> None:
+    # They had been two batches in all, which are none for each of eight processes.
+    batches: dict[str, Any] = {
+        "loader": DataLoader(list(range(21)), batch_size=1),  # type: ignore[arg-type]
+        "list": list(torch.arange(21).split(1)),
+        "stream": DataLoader(Stream(), batch_size=1),
+    }
+    view = DataLoaderView(batches[kind], max_batches=2)
+    if is_nested:
+        view = DataLoaderView(view, max_batches=4)
+    assert [len(each) for each in take(view, 8, splits=False)] == [2] * 8
+    length = epoch_length(view, OneOf(0, 8, splits_batches=False))
+    assert length == (None if kind == "stream" else 2)
+
+
+def test_an_epoch_of_a_view_is_no_longer_than_that_of_its_loader() -> None:
+    context = OneOf(0, 8, splits_batches=False)
+    view = DataLoaderView(list(torch.arange(21).split(1)), max_batches=4)
+    assert epoch_length(view, context) == 2
+    assert epoch_length(DataLoaderView(view, max_batches=1), context) == 1
+    assert epoch_length(view) == epoch_length(view, OneOf(0, 8)) == 4
