@@ -28,8 +28,8 @@ class DataLoaderView:
         if isinstance(loader, DataLoaderView):
             limits = [each for each in (loader._max_batches, max_batches) if each is not None]
             loader, max_batches = loader._loader, min(limits, default=None)
-        self._loader = loader
-        self._max_batches = max_batches
+        self._loader: Iterable[Any] = loader
+        self._max_batches: int | None = max_batches
         self._batch_size: int | None = None
 
     @property
