@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,9 @@ from compressor.distributed.failures import (
 from compressor.errors import ConfigError, DeviceError
 from compressor.interfaces.device import Device
 from compressor.logs import get_logger
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 logger = get_logger(__name__)
 
@@ -150,11 +154,13 @@ def _join_torchrun(device: Device) -> bool:
     prefix = f"compressor/{next(_MEETINGS)}"  # the same in all: they meet equally often
     if on_gpu:
         _take_gpu()
+    from torch._C._distributed_c10d import PrefixStore  # which not all builds of torch have
+
     store = _open_store(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore(prefix, store),
+        store=PrefixStore(prefix, store),
         rank=rank,
         world_size=world_size,
     )
@@ -163,12 +169,14 @@ def _join_torchrun(device: Device) -> bool:
 
 
 @cache
-def _open_store(address: str, port: str) -> dist.Store:
+def _open_store(address: str, port: str) -> Store:
     """The store of the environment, which has this address: the same one as long as this lives.
 
     Without torchrun rank 0 serves it, and others may want to meet again before rank 0 has parted.
     """
-    store: dist.Store = next(dist.rendezvous("env://"))[0]
+    from torch.distributed.rendezvous import rendezvous
+
+    store: Store = next(rendezvous("env://"))[0]
     return store
 
 

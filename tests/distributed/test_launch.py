@@ -255,14 +255,18 @@ def test_a_process_that_is_killed_ends_the_other_at_once(tmp_path: Path) -> None
     assert first[3] < 30
 
 
-# Two runs in one script.
+# Two runs in one script; one process is late.
 TWICE = """
+import os
+import time
+
 from compressor.distributed.launch import join
 from compressor.interfaces import Device
 
 for run in range(2):
     with join(Device.CPU) as team:
         assert team.context.gather((run, team.context.rank)) == [(run, 0), (run, 1)]
+    time.sleep(0.5 * int(os.environ["RANK"]))
 """
 
 

@@ -48,11 +48,11 @@ def test_a_function_of_data_sees_all_processes_and_is_called_once_in_each(tmp_pa
         job = Job(make_data, None, Config.from_dict({"progress": False}))
         if context.is_main:
             leader = Leader(team)
-            leader.open(framework, job, tmp_path, Progress(enabled=False))  # type: ignore[arg-type]
+            leader.open(framework, job, tmp_path, Progress(enabled=False))
             leader.fail(DataError("That is all."))
         else:
             with pytest.raises(Told, match="That is all"):
-                follow(framework, job, team)  # type: ignore[arg-type]
+                follow(framework, job, team)
         return calls, framework.was_alone, framework.data
 
     assert in_threads(2, work) == [([False], True, {"train": rank}) for rank in range(2)]
@@ -68,9 +68,9 @@ def test_a_function_of_data_that_fails_in_one_process_ends_all(tmp_path: Path) -
         team = Team(context, NoBoard())
         job = Job(make_data, None, Config.from_dict({"progress": False}))
         if context.is_main:
-            Leader(team).open(Opens(), job, tmp_path, Progress(enabled=False))  # type: ignore[arg-type]
+            Leader(team).open(Opens(), job, tmp_path, Progress(enabled=False))
         else:
-            follow(Opens(), job, team)  # type: ignore[arg-type]
+            follow(Opens(), job, team)
 
     first, second = in_threads(2, work)
     assert isinstance(first, Told)
