@@ -27,14 +27,11 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from benchmarks.cifar_bench import open_cifar_bench
 from benchmarks.common import ROOT, finish, make_parser
-from compressor.config import Config
-from compressor.frameworks.base import Job
 from compressor.frameworks.subset import outputs_on
-from compressor.frameworks.torch_bench import TorchBench
 from compressor.interfaces.divergence import divergence
 from compressor.profiling.counts import count
-from compressor.progress import SILENT
 from compressor.result import Choice, Plan
 from compressor.search.allocate import least_cost
 from compressor.search.space import Space
@@ -45,8 +42,7 @@ from compressor.techniques import apply_plan
 
 sys.path.insert(0, str(ROOT / "examples"))
 
-from cifar_data import load_pretrained, make_loaders
-from cifar_resnet import CifarAccuracy, CifarForwardPass, CifarLoss
+from cifar_resnet import CifarAccuracy
 from cifar_resnet_model import DEPTHS
 
 DAMAGES = (0.02, 0.5)  # nats, of the plans that are drawn; above, no delta worth asking for holds
@@ -54,7 +50,6 @@ OFFERED = 0.5  # of the choices, to each plan
 HOPELESS = 1e6  # in place of a damage that is not finite
 QUICK_IMAGES = 512
 WAYS = ("repaired divergence", "repaired drop", "raw divergence", "raw drop")
-SGD = {"name": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 
 
 def main() -> None:
@@ -71,7 +66,14 @@ class Measurement:
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
-        self.bench = open_bench(arguments, folder)
+        self.bench = open_cifar_bench(
+            arguments,
+            folder,
+            model=arguments.model,
+            precision=arguments.precision,
+            techniques=arguments.techniques,
+            quick_images=QUICK_IMAGES,
+        )
         self.macs = self.count_macs(self.bench.reference)
         inputs, device = self.bench.subset.inputs, self.bench.device
         self.wanted = list(outputs_on(self.bench.reference, inputs, device))
@@ -152,39 +154,6 @@ class Measurement:
 
     def count_macs(self, model: nn.Module) -> int:
         return count(model, self.bench.example.with_batch(1)).macs
-
-
-def open_bench(arguments: argparse.Namespace, folder: Path) -> TorchBench:
-    """The engine's view of the job, checked, with its reference judged."""
-    loaders = make_loaders(arguments.data)
-    if arguments.quick:
-        for loader in loaders.values():
-            loader.images = loader.images[:QUICK_IMAGES]
-            loader.labels = loader.labels[:QUICK_IMAGES]
-    config = {
-        "delta": 1.0,
-        "optimization": "macs",
-        "techniques": arguments.techniques,
-        "eval_key": "accuracy",
-        "device": "CPU",
-        "precision": arguments.precision,
-        "seed": arguments.seed,
-        "fine_tuner": {"optimizer": SGD, "epochs": arguments.epochs},
-        "full_trainer": {"optimizer": SGD, "epochs": arguments.epochs},
-    }
-    job = Job(
-        data=loaders,
-        model=load_pretrained(arguments.data, arguments.model),
-        config=Config.from_dict(config),
-        forward_pass=CifarForwardPass(),
-        eval_func=CifarAccuracy(),
-        loss_function_cls=CifarLoss,
-        loss_function_kwargs={},
-    )
-    bench = TorchBench(job, folder, SILENT)
-    bench.check()
-    bench.use_baseline(bench.baseline())
-    return bench
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

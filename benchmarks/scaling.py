@@ -32,21 +32,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.cifar_bench import open_cifar_bench
 from benchmarks.common import ROOT, finish, make_parser
-from compressor.config import Config, ExecutorConfig
-from compressor.frameworks.base import Job
+from compressor.config import ExecutorConfig
 from compressor.frameworks.torch_bench import TorchBench
-from compressor.progress import SILENT
 from compressor.result import Plan, VariantRecord
 from compressor.search.making import InlineMaker, Work
 from compressor.seeding import isolated_rng
 
-sys.path.insert(0, str(ROOT / "examples"))
-
-from cifar_data import load_pretrained, make_loaders
-from cifar_resnet import CifarAccuracy, CifarForwardPass, CifarLoss
-
-SGD = {"name": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 CHANGED_SITES = 0.4  # of those that a technique offers, in each plan
 QUICK_IMAGES = 256
 PROCESSES = (2, 4, 8, 16, 32, 64)
@@ -120,7 +113,14 @@ class Rounds:
 def time_workers(arguments: argparse.Namespace, folder: Path) -> Rounds:
     """Make the same variants by nobody else, by one worker and by two."""
     torch.set_num_threads(1)
-    bench = open_bench(arguments, folder)
+    bench = open_cifar_bench(
+        arguments,
+        folder,
+        model="resnet20",
+        precision="fp32",
+        techniques=["channel_pruning"],
+        quick_images=QUICK_IMAGES,
+    )
     plans = draw_plans(bench, arguments)
     hours, opening = {}, {}
     making: list[float] = []
@@ -151,39 +151,6 @@ def time_workers(arguments: argparse.Namespace, folder: Path) -> Rounds:
             hours[count] = (time.monotonic() - began) / 3600
     del opening[0]
     return Rounds(hours, opening, making, measuring)
-
-
-def open_bench(arguments: argparse.Namespace, folder: Path) -> TorchBench:
-    """The engine's view of the job, checked, with its reference judged."""
-    loaders = make_loaders(arguments.data)
-    if arguments.quick:
-        for loader in loaders.values():
-            loader.images = loader.images[:QUICK_IMAGES]
-            loader.labels = loader.labels[:QUICK_IMAGES]
-    config = {
-        "delta": 1.0,
-        "optimization": "macs",
-        "techniques": ["channel_pruning"],
-        "eval_key": "accuracy",
-        "device": "CPU",
-        "precision": "fp32",
-        "seed": arguments.seed,
-        "fine_tuner": {"optimizer": SGD, "epochs": arguments.epochs},
-        "full_trainer": {"optimizer": SGD, "epochs": arguments.epochs},
-    }
-    job = Job(
-        data=loaders,
-        model=load_pretrained(arguments.data, "resnet20"),
-        config=Config.from_dict(config),
-        forward_pass=CifarForwardPass(),
-        eval_func=CifarAccuracy(),
-        loss_function_cls=CifarLoss,
-        loss_function_kwargs={},
-    )
-    bench = TorchBench(job, folder, SILENT)
-    bench.check()
-    bench.use_baseline(bench.baseline())
-    return bench
 
 
 def draw_plans(bench: TorchBench, arguments: argparse.Namespace) -> list[Plan]:
