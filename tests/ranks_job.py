@@ -65,7 +65,7 @@ class CrossEntropy(LossFunction):
     def __call__(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         CrossEntropy.steps += model.training
         rank, steps = os.environ.get(KILL, "-1,0").split(",")
-        if os.environ.get("RANK") == rank and CrossEntropy.steps == int(steps):
+        if os.environ.get("RANK", "0") == rank and CrossEntropy.steps == int(steps):
             os.kill(os.getpid(), signal.SIGKILL)
         return {"loss": F.cross_entropy(model(batch[0]), batch[1])}
 

@@ -295,20 +295,28 @@ def test_torchrun_gives_what_one_process_gives(
     assert not (tmp_path / "run" / "of-rank-1").exists()
 
 
-def test_a_rank_that_is_killed_ends_the_others_and_one_process_goes_on(
-    weights: Path, one: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("before", "after", "killed"), [(TORCHRUN, [], 1), ([], TORCHRUN, 0)], ids=["2 to 1", "1 to 2"]
+)
+def test_a_rank_that_is_killed_ends_the_others_and_another_number_goes_on(
+    weights: Path,
+    one: dict[str, Any],
+    tmp_path: Path,
+    before: Sequence[str],
+    after: Sequence[str],
+    killed: int,
 ) -> None:
     run_dir = tmp_path / "run"
     arguments = [weights, run_dir, tmp_path]
-    in_its_second_epoch = {ranks_job.KILL: "1,18"}  # an epoch has 11 steps
-    process = start(TORCHRUN, arguments, **in_its_second_epoch)
+    in_its_second_epoch = {ranks_job.KILL: f"{killed},18"}  # an epoch has 11 steps
+    process = start(before, arguments, **in_its_second_epoch)
     while process.poll() is None and not list(run_dir.glob("variants/*/fit/*.ckpt")):
         time.sleep(0.05)
     said, _ = process.communicate(timeout=60)
     assert process.returncode != 0, said
     assert list(run_dir.glob("variants/*/fit/*.ckpt")), said
     assert not (run_dir / "result.json").exists()
-    process = start([], arguments)
+    process = start(after, arguments)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said
     check_like_one(torch.load(tmp_path / "0.pt", weights_only=True), one)

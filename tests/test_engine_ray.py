@@ -112,6 +112,17 @@ def test_workers_find_what_one_process_finds_though_one_is_killed(
     assert [lasting(r) for r in ray.variants] == [lasting(r) for r in inline.variants]
     assert len(ray.plan) > 0
     assert ray.plan == inline.plan
+    claims = [
+        (
+            r.certificate.metric,
+            r.certificate.interval,
+            r.certificate.size_bytes,
+            r.certificate.macs,
+            r.certificate.looks,
+        )
+        for r in (ray, inline)
+    ]
+    assert claims[0] == claims[1]
     weights = inline_model.state_dict()
     assert all(value.equal(weights[name]) for name, value in ray_model.state_dict().items())
     for record in ray.variants:
