@@ -23,8 +23,10 @@ from compressor.export.detection_ops import DESCRIPTION_WARNING
 from compressor.export.exported_program import export_program, is_image_list
 from compressor.export.graph import Graph, attribute, drop_unused_constants, sort_nodes
 from compressor.export.lstm_ops import by_layers, float_lstm_translations
+from compressor.export.names import name_plainly
 from compressor.export.scopes import scope_of
 from compressor.export.signature import METADATA_KEY, Signature
+from compressor.export.torchlib import operations_read_once
 from compressor.files import write_bytes
 from compressor.interfaces.inputs import ModelInputs, device_of
 from compressor.structure.trace import eval_mode
@@ -63,10 +65,11 @@ def export_onnx(
         inputs = inputs.to(device_of(model))
         proto = make_onnx(in_bfloat16(model, inputs), inputs, opset=BFLOAT16_OPSET)
         check_types(proto)
-        return save_onnx(proto, path)
-    proto = make_onnx(model, inputs)
-    if precision == "fp16":
-        proto = _to_half(proto)
+    else:
+        proto = make_onnx(model, inputs)
+        if precision == "fp16":
+            proto = _to_half(proto)
+    name_plainly(proto)
     return save_onnx(proto, path)
 
 
@@ -97,7 +100,7 @@ def make_onnx(
     even_limits(program)
     known = {**float_lstm_translations(opset), **(translations or {})}
     # Converting decomposes the traced graph again: as it was traced, without gradients.
-    with _quiet(), torch.no_grad():
+    with _quiet(), operations_read_once(), torch.no_grad():
         try:
             exported = torch.onnx.export(
                 program,

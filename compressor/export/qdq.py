@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from compressor.export.file_nodes import finish_nodes
 from compressor.export.file_weights import read_four_bits, widen_weights
 from compressor.export.graph import drop_unused_constants, sort_nodes
+from compressor.export.names import name_plainly
 from compressor.export.onnx import OPSET, make_onnx, save_onnx
 from compressor.export.quantized_ops import (
     BLOCKS_OPSET,
@@ -80,6 +81,7 @@ def export_quantized(model: QuantizedModel, inputs: ModelInputs, path: Path | st
     read_four_bits(proto)
     sort_nodes(proto)
     drop_unused_constants(proto)
+    name_plainly(proto, form.paths)
     return save_onnx(proto, path, check=check_loads)
 
 
@@ -89,7 +91,12 @@ def integer_kernels(path: Path | str) -> Counter[str]:
 
 
 class _ExportForm:
-    """A copy of the simulation whose quantizers are operations of ONNX and integers."""
+    """A copy of the simulation whose quantizers are operations of ONNX and integers.
+
+    Attributes:
+        needs_blocks: whether the file needs 4 bits, or scales for blocks.
+        paths: of the constants in the model, by their names in the graph.
+    """
 
     def __init__(self, model: QuantizedModel) -> None:
         self._module, _ = copy_graph(model.graph)
@@ -99,6 +106,7 @@ class _ExportForm:
         self._constants = nn.Module()
         self._path = add_child(self._module, CONSTANTS, self._constants)
         self.needs_blocks = False
+        self.paths: dict[str, str] = {}
 
     def build(self) -> fx.GraphModule:
         modules = dict(self._module.named_modules())
@@ -321,9 +329,12 @@ class _ExportForm:
         name = f"{path}_{call.name}"
         with self._graph.inserting_before(call):
             stored = [
-                self._constant(f"{name}_int32", integers),
-                self._constant(f"{name}_scale", scale),
-                self._constant(f"{name}_zero_point", torch.zeros_like(scale, dtype=torch.int32)),
+                self._constant(f"{name}_{part}", tensor, f"{path}_{part}")
+                for part, tensor in (
+                    ("int32", integers),
+                    ("scale", scale),
+                    ("zero_point", torch.zeros_like(scale, dtype=torch.int32)),
+                )
             ]
             return self._call(ops.dequantize.default, *stored, 0, 0)
 
@@ -332,7 +343,8 @@ class _ExportForm:
         path = str(cast(fx.Node, call.args[0]).target)
         values = quantizer.integers(self._tensor(path)).float() * quantizer.scale
         with self._graph.inserting_before(call):
-            return self._constant(f"{path}_{call.name}_float", values.cpu())
+            name = f"{path}_{call.name}_float"
+            return self._constant(name, values.cpu(), f"{path}_float")
 
     def _write_activation(self, node: fx.Node, quantizer: Quantizer) -> None:
         source = cast(fx.Node, node.args[0])
@@ -354,10 +366,11 @@ class _ExportForm:
         value: Tensor = attrgetter(path)(self._module)
         return value.detach().cpu()
 
-    def _constant(self, path: str, tensor: Tensor) -> fx.Node:
+    def _constant(self, path: str, tensor: Tensor, shown: str = "") -> fx.Node:
         """A constant of the file; in a holder of its own, where no name of the model's is.
 
-        Two paths may differ in "." and "_" alone: another tensor gets a number behind its name.
+        Two paths may differ in "." and "_" alone: another tensor gets a number behind its name. In
+        the file it is called `shown`, or by its path.
         """
         base = name = path.replace(".", "_")
         number, known = 0, self._constants._buffers
@@ -366,6 +379,7 @@ class _ExportForm:
             name = f"{base}_{number}"
         if name not in known:
             self._constants.register_buffer(name, tensor.contiguous())
+            self.paths[f"{self._path}.{name}"] = shown or path
         return self._graph.get_attr(f"{self._path}.{name}")
 
     def _call(self, operation: Any, *args: Any) -> fx.Node:

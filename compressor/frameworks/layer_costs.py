@@ -273,9 +273,23 @@ def latency_cost(
             return 0.0
         layer = layers[name]
         shape = resized_input(layer, input_shapes[name], state.inputs)
-        return time_layer(in_state(layer, state), shape, state.format)
+        return time_layer(in_state(layer, state), _covering(layer, shape), state.format)
 
     return cost
+
+
+def _covering(layer: Layer, shape: Shape) -> Shape:
+    """`shape` of an input, or as much more as the kernel covers: some layers pad it themselves."""
+    if isinstance(layer, nn.Linear) or layer.transposed or isinstance(layer.padding, str):
+        return shape
+    dims = len(layer.kernel_size)
+    least = (
+        dilation * (kernel - 1) + 1 - 2 * padding
+        for kernel, dilation, padding in zip(
+            layer.kernel_size, layer.dilation, layer.padding, strict=True
+        )
+    )
+    return (*shape[:-dims], *map(max, shape[-dims:], least))
 
 
 def _ranks(state: LayerState, shape: Shape) -> tuple[int, ...]:

@@ -23,6 +23,11 @@ PASSING = frozenset(
 )
 SCALING = frozenset({"mul", "mul_", "div", "div_"})  # a branch, by a layer scale
 MOVING = frozenset({"permute", "transpose", "roll", "slice"})  # a branch of zeros stays zeros
+# Give other channels than they get, which may be pruned apart from those.
+MIXING = frozenset(
+    "addmm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
+    "convolution embedding linear matmul mm".split()
+)
 CHECKS = "_assert"  # operations of the exporter that nothing follows from
 
 Pair = tuple[Node, Node]
@@ -72,7 +77,11 @@ class ResidualGraph:
         return None
 
     def branch_of(self, name: str) -> Pair | None:
-        """The stream before and after the sum, if the output is added to what the input is of."""
+        """The stream before and after the sum, if the output is added to what the input is of.
+
+        A part of a branch, behind a layer that is not inside it, is none: it is as wide as the
+        stream by chance, and no longer when one of the two is pruned.
+        """
         nodes = self.inside[name]
         own = set(nodes)
         node = _only_end(nodes, own)
@@ -98,8 +107,7 @@ class ResidualGraph:
             return None
         stream = others[0]
         inputs = (arg for each in nodes for arg in each.all_input_nodes if arg not in own)
-        sources = _ancestors(inputs)
-        comes_from_it = bool(_passed_from(stream) & sources)
+        comes_from_it = bool(_passed_from(stream) & _same_channels(inputs))
         return (stream, user) if comes_from_it and stream not in own else None
 
 
@@ -125,15 +133,16 @@ def _users(node: Node) -> list[Node]:
     return [user for user in node.users if not _operation(user).startswith(CHECKS)]
 
 
-def _ancestors(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes, and all that they are computed from."""
+def _same_channels(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes, and what they are computed from without a layer in between."""
     found: set[Node] = set()
     frontier = list(nodes)
     while frontier:
         node = frontier.pop()
         if node not in found:
             found.add(node)
-            frontier.extend(node.all_input_nodes)
+            if _operation(node) not in MIXING:
+                frontier.extend(node.all_input_nodes)
     return found
 
 

@@ -146,12 +146,28 @@ def make_fcos() -> nn.Module:
 
 
 def make_rcnn(kind: str) -> nn.Module:
-    pool = ops.MultiScaleRoIAlign(["0", "1"], 7, 2)
-    head = ops.MultiScaleRoIAlign(["0", "1"], 14, 2)
+    """With heads of few channels; torchvision's own have 20 million weights."""
+    pool = ops.MultiScaleRoIAlign(["0", "1"], 14, 2)
+    options: dict[str, Any] = {
+        **RCNN,
+        "box_roi_pool": ops.MultiScaleRoIAlign(["0", "1"], 7, 2),
+        "box_head": detection.faster_rcnn.TwoMLPHead(32 * 7 * 7, 16),
+        "box_predictor": detection.faster_rcnn.FastRCNNPredictor(16, 3),
+    }
     if kind == "MaskRCNN":
-        return detection.MaskRCNN(Pyramid(), 3, **RCNN, box_roi_pool=pool, mask_roi_pool=head)
+        return detection.MaskRCNN(
+            Pyramid(),
+            **options,
+            mask_roi_pool=pool,
+            mask_head=detection.mask_rcnn.MaskRCNNHeads(32, (8, 8), 1),
+            mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(8, 8, 3),
+        )
     return detection.KeypointRCNN(
-        Pyramid(), 3, **RCNN, box_roi_pool=pool, keypoint_roi_pool=head, num_keypoints=2
+        Pyramid(),
+        **options,
+        keypoint_roi_pool=pool,
+        keypoint_head=detection.keypoint_rcnn.KeypointRCNNHeads(32, (8, 8)),
+        keypoint_predictor=detection.keypoint_rcnn.KeypointRCNNPredictor(8, 2),
     )
 
 

@@ -230,7 +230,7 @@ def test_int8_is_near_to_float(
 def test_weights_are_stored_in_one_byte_each(quantizer: PostTraining, tmp_path: Path) -> None:
     path = quantizer.write(tmp_path / "q.onnx", static(LAYERS))
     stored = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
-    assert stored["constants.stem_weight_int8"].data_type == onnx.TensorProto.INT8
+    assert stored["stem.weight_int8"].data_type == onnx.TensorProto.INT8
     large = [tensor for tensor in stored.values() if np.prod(tensor.dims) > 16]
     assert {tensor.data_type for tensor in large} == {onnx.TensorProto.INT8}, "no float copy"
 

@@ -121,7 +121,7 @@ def test_a_file_looks_up_what_its_simulation_rounds_and_has_no_table_of_floats(
             run(path, is_optimised=is_optimised), expected, rtol=1e-5, atol=1e-5
         )
     kind, data_type, columns = STORED[format]
-    table = stored(path)[f"constants.words_weight_{kind}"]
+    table = stored(path)[f"words.weight_{kind}"]
     assert (table.data_type, list(table.dims)) == (data_type, [COUNT, columns])
     floats = [
         tensor.name

@@ -152,6 +152,21 @@ def test_a_chain_is_timed_as_such_at_its_widths() -> None:
     assert timed == [(settled, (1, 16, 8, 8), "static_int8")]
 
 
+def test_a_layer_that_pads_its_input_itself_is_timed_on_no_less_than_its_kernel() -> None:
+    """As those of EfficientNet do on small images: plain convolutions would refuse the input."""
+    shapes: list[tuple[int, ...]] = []
+    layers = {
+        "padded": nn.Conv2d(4, 4, 5, padding=2),
+        "bare": nn.Conv2d(4, 4, (5, 1)),
+        "dilated": nn.Conv1d(4, 4, 3, dilation=2),
+    }
+    inputs = {"padded": (1, 4, 2, 2), "bare": (1, 4, 2, 2), "dilated": (1, 4, 9)}
+    cost = latency_cost(layers, inputs, lambda layer, shape, _: shapes.append(shape) or 1.0)
+    for name in layers:
+        cost(name, LayerState(4, 4))
+    assert shapes == [(1, 4, 2, 2), (1, 4, 5, 2), (1, 4, 9)]
+
+
 LAYERS = [
     nn.Conv2d(8, 16, 3, padding=1, bias=False),
     nn.Conv2d(8, 16, 3, groups=2),

@@ -159,7 +159,7 @@ def test_beside_integers_it_stays_float(model: nn.Module, images: Tensor, tmp_pa
         expected = quantizer.simulate(formats)(images).numpy()
     np.testing.assert_allclose(run(path, images), expected, atol=0.02 * np.abs(expected).max())
     stored = {item.name: item.data_type for item in onnx.load(path).graph.initializer}
-    assert stored["constants.depth_weight_float16"] == TensorProto.FLOAT16
+    assert stored["depth.weight_float16"] == TensorProto.FLOAT16
     kernels = integer_kernels(path)
     assert kernels["QLinearConv"] + kernels["ConvInteger"] <= 1
 

@@ -203,6 +203,25 @@ def test_what_is_added_outside_is_a_branch() -> None:
     assert inputs.call(model).equal(model.first(inputs.args[0]) * 2)
 
 
+class Halves(nn.Module):
+    """The branch is two modules, of which the second gives what it gets the shape of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(x)))
+
+
+def test_the_second_half_of_a_branch_is_none() -> None:
+    """Zeros of its input's width broke models whose stream alone, or inside alone, was pruned."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), Halves())
+    assert names(model, 2, 1, 8, 8) == ["1"], "the whole block, whose input is the stream"
+    assert names(Halves(), 2, 4, 8, 8) == []
+
+
 class PreNorm(nn.Module):
     """Attention and MLP, each added to the stream; attention called by keyword, with a tuple."""
 
