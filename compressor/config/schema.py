@@ -61,7 +61,8 @@ class Config:
         use_horovod: train in the processes that horovodrun starts, on a GPU or a core each; the
             learning rate is multiplied by their number.
         task_type: decides the default `eval_key`, loss and evaluation.
-        eval_key: which value of the evaluation's dict counts; None: the only one there is.
+        eval_key: which value of the evaluation's dict counts; None: the only one there is, or among
+            several the one called mAP or mIoU.
         eval_split: split of the data that variants are judged on.
         metric_mode: "max" if more of the metric is better.
         full_trainer: of the finalists.

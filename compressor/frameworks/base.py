@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from compressor.config import Config, ExecutorConfig
 from compressor.distributed import Context
+from compressor.evidence import Frozen, LayerRow
 from compressor.progress import Progress
 from compressor.result import Agreement, Choice, Cost, Parity, Plan
 from compressor.search.interval import Paired
@@ -108,6 +109,9 @@ class Workbench(Protocol[Model]):
     def lost(self) -> Sequence[str]:
         """Sentences: what cannot be done with this model, and why."""
 
+    def frozen(self) -> Sequence[Frozen]:
+        """What techniques left alone, and why; among `lost` as sentences."""
+
     def is_number(self, technique: str) -> bool:
         """Whether that technique leaves structure and weights as they are."""
 
@@ -125,6 +129,9 @@ class Workbench(Protocol[Model]):
 
     def layer_cost(self, resource: str) -> LayerCost:
         """Cost of a layer in a state, for resource "latency_ms", "size_bytes" or "macs"."""
+
+    def layer_rows(self, model: Model, plan: Plan) -> Sequence[LayerRow]:
+        """What each layer costs, in the reference and in `model`, a variant of `plan`."""
 
     def damage_of(self, plan: Plan, base: Base[Model] | None = None) -> float:
         """Divergence of the outputs from the reference's when `plan` is made; 0 is none.

@@ -81,6 +81,30 @@ def check_training(
             _check_loss(task, probe, move(batch, device))
 
 
+def answers_alike(
+    task: Task, model: nn.Module, batch: Any, device: torch.device, seed: int
+) -> bool:
+    """Whether `model` gives tensors of the same shapes in training as in evaluation.
+
+    Detectors often do not: raw maps in training, or losses, which want targets; else boxes.
+
+    Args:
+        task: the user's functions.
+        model: on `device`; not changed.
+        batch: of the training split.
+        device: of the job.
+        seed: of anything random in the user's code.
+    """
+    probe = copy_model(model)
+    with isolated_rng(seed), torch.no_grad():
+        judged = output_tensors(task.outputs(probe.eval(), batch, device))
+        try:
+            trained = output_tensors(task.outputs(probe.train(), batch, device))
+        except USER_FAILURES:
+            return False
+    return [tensor.shape for tensor in judged] == [tensor.shape for tensor in trained]
+
+
 def _check_call(task: Task, model: nn.Module, split: str, batch: Any, device: torch.device) -> None:
     model.eval()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from compressor.training.algorithms.gradient_clipping import GradientClipping
 from compressor.training.algorithms.weight_average import EMA
 from compressor.training.callbacks import (
     EarlyStopping,
+    History,
     KeepBest,
     LearningCurveStopping,
     ProgressBar,
@@ -44,6 +46,7 @@ TIMED_BATCHES = 4
 ASSUMED_BATCHES = 100  # of an epoch whose loader does not know its length
 LOOP_TEST_BATCHES = 2
 ROUNDED_GRADIENT_NORM = 1.0
+LOSS = "train/total"  # in the rows of `History`
 AS_CONFIGURED = Tuning()
 
 
@@ -55,7 +58,7 @@ class Recovery:
         config: Config,
         metric: str,
         task: Task,
-        reference: nn.Module,
+        reference: nn.Module | None,
         data: Mapping[str, DataLoaderView],
         evaluate: Callable[[nn.Module], Mapping[str, float]],
         progress: Progress,
@@ -66,7 +69,7 @@ class Recovery:
             config: optimizers, schedules, distillation, precision, seed.
             metric: that is to be kept.
             task: has the loss.
-            reference: the teacher.
+            reference: the teacher; None: there is none, and the loss alone trains.
             data: "train" is trained on.
             evaluate: a model's metrics on the judged split; decides which weights are kept.
             progress: shows the epochs.
@@ -128,6 +131,7 @@ class Recovery:
         if settings.loop_test:
             loader = DataLoaderView(loader, max_batches=LOOP_TEST_BATCHES)
         best = KeepBest(self._metric, self._config.metric_mode)
+        history = History()
         trainer = Trainer(
             model,
             self._task.loss,
@@ -139,7 +143,7 @@ class Recovery:
             eval_skip=f"{settings.eval_skip}ep",
             eval_key=self._metric,
             algorithms=[*algorithms, *self._algorithms(settings)],
-            callbacks=[best, *self._callbacks(settings, wanted if is_smooth else None)],
+            callbacks=[best, history, *self._callbacks(settings, wanted if is_smooth else None)],
             save_dir=folder,
             **self._shared(settings),
         )
@@ -150,7 +154,8 @@ class Recovery:
             earlier = best.evaluations
         trainer.fit()
         best.restore(model)
-        return _account(trainer, epochs)._replace(earlier_looks=earlier)
+        curve = _curve(history.rows, self._metric)
+        return _account(trainer, epochs)._replace(earlier_looks=earlier, curve=curve)
 
     def fit_quantized(
         self,
@@ -216,7 +221,7 @@ class Recovery:
         }
 
     def _algorithms(self, settings: TrainerConfig) -> Iterator[Algorithm]:
-        if settings.distillation is not None:
+        if settings.distillation is not None and self._reference is not None:
             options = settings.distillation
             yield Distillation(
                 self._reference,
@@ -288,3 +293,17 @@ def _account(trainer: Trainer, epochs: int) -> Recovered:
     """What was done, and why it was not more."""
     done, reason = trainer.state.clock.epoch, trainer.state.stop_reason
     return Recovered(done, f"stopped after {done} of {epochs} epochs: {reason}" if reason else "")
+
+
+def _curve(rows: Sequence[Mapping[str, float]], metric: str) -> tuple[dict[str, float], ...]:
+    """Metric and loss by epoch; what is no number, and could not be kept as JSON, is left out."""
+    names = {"epoch": "epoch", "metric": metric, "loss": LOSS}
+    found = (
+        {
+            name: float(row[key])
+            for name, key in names.items()
+            if key in row and math.isfinite(row[key])
+        }
+        for row in rows
+    )
+    return tuple(point for point in found if len(point) > 1)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from compressor.config import Config, ExecutorConfig
+from compressor.config import ExecutorConfig
 from compressor.distributed import Context, current_context
-from compressor.errors import ConfigError, ExportError, ModelError
-from compressor.frameworks.base import Exported, Job, Judged
-from compressor.frameworks.checks import check_calls, check_training
+from compressor.errors import ExportError, ModelError
+from compressor.evidence import Frozen, LayerRow
+from compressor.frameworks.base import Exported, Judged
+from compressor.frameworks.checks import check_training
 from compressor.frameworks.code_version import damage_version
-from compressor.frameworks.defaults import make_task, make_techniques
-from compressor.frameworks.deployment import Deployment
+from compressor.frameworks.deployment import QUANTIZATION
 from compressor.frameworks.further import further
 from compressor.frameworks.identity import check_same_structure, source_of, stable
-from compressor.frameworks.judging import Judging
 from compressor.frameworks.layer_costs import effects_of, layer_state, stored_layers
-from compressor.frameworks.numbers import Numbers
+from compressor.frameworks.layer_rows import layer_latencies_ms, layer_rows
 from compressor.frameworks.quantized_training import (
     load_plan,
     plan_from_bytes,
@@ -31,23 +29,18 @@ from compressor.frameworks.quantized_training import (
     save_plan,
     train_quantized,
 )
-from compressor.frameworks.recovery import Recovery
-from compressor.frameworks.reference_costs import ReferenceCosts
-from compressor.frameworks.sensing import Sensing
-from compressor.frameworks.subset import Subset, draw_subset, model_digest
+from compressor.frameworks.torch_job import TorchJob
 from compressor.frameworks.workers import RayMaker, check_sendable, ray_workers
-from compressor.interfaces.data import check_data, first_batch, move
-from compressor.interfaces.inputs import ModelInputs
+from compressor.interfaces.data import first_batch, move
 from compressor.logs import get_logger
 from compressor.profiling.counts import count
-from compressor.progress import Progress
 from compressor.quantization.plan import Formats
 from compressor.result import Choice, Cost, Plan, digest
 from compressor.search.making import Base
 from compressor.search.space import LayerChange, LayerCost, LayerState
 from compressor.search.tuning import Recovered, Tuning
 from compressor.structure import archive
-from compressor.structure.attention import replace_attention
+from compressor.structure.origin import remember_origin
 from compressor.structure.trace import (
     copy_model,
     copy_skeleton,
@@ -59,64 +52,22 @@ from compressor.techniques import (
     TECHNIQUES,
     ChannelPruning,
     Stage,
-    TechniqueContext,
     apply_plan,
 )
 
 logger = get_logger(__name__)
 
-DRYRUN_BATCHES = 2
 SENSED = (Stage.DEPTH, Stage.WIDTH, Stage.RANK, Stage.VALUES, Stage.PALETTE, Stage.NUMBERS)
-EXAMPLE_SAMPLES = 32
-# How the kernels of each kind of target step (measured for ONNX Runtime on x86: fp32 by 16, int8
-# by 4 and never below 16); bytes and MACs do not step, but odd widths leave the fast layouts.
-WIDTH_MULTIPLE = {"latency": 16, "compression": 8, "macs": 8, "quantization": 8}
 
 
-class TorchBench:
-    """One job. Models handed out are copies on the job's device; the reference is never changed.
-
-    Attention of hard-wired width has the form in which heads can be removed; see
-    `structure.attention`.
+class TorchBench(TorchJob):
+    """Works on one job. Models handed out are copies on its device; the reference is never changed.
 
     Attributes:
         can_export: whether the model can be exported, as far as is known.
     """
 
     can_export = True
-
-    def __init__(self, job: Job, run_dir: Path, progress: Progress) -> None:
-        """Understand the job.
-
-        Raises:
-            CompressorError: for data, devices, models and configurations that cannot be worked
-                with.
-        """
-        self.config: Config = job.config
-        self.config.device.check_available()
-        self.device = self.config.device.torch_device
-        limit = DRYRUN_BATCHES if job.is_dryrun else None
-        self.data = check_data(
-            job.open_data(), self.config.eval_split, self.config.holdout, max_batches=limit
-        )
-        self.task = make_task(job)
-        self.techniques = make_techniques(self.config)
-        self._given = in_eval(copy_model(job.model).to(self.device))
-        self.reference = copy_model(self._given)
-        if ChannelPruning.name in self.techniques:  # layers compare by name, so from the beginning
-            replace_attention(self.reference)
-        self.task.forward_pass.infer_sampler(first_batch(self.data["train"]))
-        check_calls(self.task, self.reference, self.data, self.device, self.config.seed)
-        self._job = job
-        self._progress = progress
-        self._lost: list[str] = []
-        self._folder = run_dir / "reference"
-        self._deployment = Deployment(self.config.target, self._folder)
-        if self.config.optimization == "quantization" and not self._deployment.target.formats:
-            raise ConfigError(
-                f"optimization='quantization' needs a runtime with int8, and the target is "
-                f"{self.config.target.runtime!r}. {self._deployment.target.way_out()}"
-            )
 
     # check ------------------------------------------------------------------------------------
 
@@ -149,10 +100,6 @@ class TorchBench:
         """Of what damages depend on: reference, subset, how outputs are compared, and our code."""
         return digest([self._reference_digest(), damage_version()])
 
-    def _reference_digest(self) -> str:
-        """Of the reference, the subset, and the task's way of comparing outputs."""
-        return digest([model_digest(self.reference), self.subset.digest(), self.config.task_type])
-
     def job_digest(self) -> str:
         """Of reference, subset, first batch of the judged splits, and the user's functions."""
         splits = [self.config.eval_split, *([self.config.holdout] if self.config.holdout else [])]
@@ -164,11 +111,11 @@ class TorchBench:
 
     def lost(self) -> Sequence[str]:
         """What cannot be done with this model, and why."""
-        quarantined = [
-            ": ".join(filter(None, (item.technique, item.site, item.reason)))
-            for item in self.context.lost
-        ]
-        return [*self._lost, *quarantined]
+        return [*self._lost, *map(str, self.frozen())]
+
+    def frozen(self) -> Sequence[Frozen]:
+        """What techniques left alone, and why."""
+        return [Frozen(item.technique, item.site, item.reason) for item in self.context.lost]
 
     def looks(self) -> int:
         """Evaluations of the judged split in this process."""
@@ -238,6 +185,22 @@ class TorchBench:
     def layer_cost(self, resource: str) -> LayerCost:
         """Cost of a layer in a state."""
         return self._costs.layer_cost(resource)
+
+    def layer_rows(self, model: nn.Module, plan: Plan) -> Sequence[LayerRow]:
+        """What each layer costs, in the reference and in `model`, a variant of `plan`."""
+        inputs = self.example.with_batch(1).to(self.device)
+        reference = count(self.reference, inputs)
+        latencies_ms: Mapping[str, tuple[float, float]] = {}
+        if self.config.optimization == "latency":  # only then layers were timed
+            changes = list(self.effects(plan.choices).values())
+            cost = self.layer_cost("latency_ms")
+            latencies_ms = layer_latencies_ms(self.layers(), changes, cost)
+        return layer_rows(
+            reference,
+            count(model, inputs) if len(plan) else reference,
+            latencies_ms,
+            {choice.site: choice.setting["format"] for choice in plan.of(QUANTIZATION)},
+        )
 
     def damage_of(self, plan: Plan, base: Base[nn.Module] | None = None) -> float:
         """Divergence of the outputs on the subset when `plan` is made."""
@@ -374,6 +337,7 @@ class TorchBench:
     def export(self, model: nn.Module, plan: Plan, folder: Path) -> Exported:
         """Every format that was asked for, and what was measured on the file to deploy."""
         self._sensing.release()
+        remember_origin(model, self._given)  # the user saves it without a reference
         split = self.config.holdout or self.config.eval_split
         files = self._deployment.export(
             model, self.example, folder, plan, self.subset.inputs, self.config.export
@@ -396,118 +360,3 @@ class TorchBench:
     def runtime_model(self, artifacts: Mapping[str, Path]) -> nn.Module:
         """The deployed file, called like the model."""
         return self._deployment.open(artifacts, self.load)
-
-    # what is found once -----------------------------------------------------------------------
-
-    @cached_property
-    def subset(self) -> Subset:
-        """The fixed sample of the training split."""
-        return draw_subset(
-            self.data["train"],
-            lambda batch: self.task.inputs(self.reference, batch),
-            self.config.seed,
-        )
-
-    @cached_property
-    def example(self) -> ModelInputs:
-        """One call's inputs, on the CPU. Two samples at least, so that the batch can be told."""
-        inputs = self.subset.inputs[0]
-        return inputs.with_batch(min(max(inputs.batch_size, 2), EXAMPLE_SAMPLES))
-
-    @cached_property
-    def context(self) -> TechniqueContext:
-        """What the techniques may know."""
-        multiple = WIDTH_MULTIPLE[self.config.optimization]
-        is_latency = self.config.optimization == "latency"
-        return TechniqueContext(
-            inputs=self.example.to(self.device),
-            width_multiple=multiple,
-            min_width=multiple,
-            importance=self.config.importance,
-            group_cost=(lambda *of: self._costs.group_cost(*of)) if is_latency else None,
-            accumulate_gradients=self._accumulate_gradients,
-            stores_compact=self._counts_bytes and self._deployment.target.stores_compact,
-            layer_saves=(lambda *of: self._costs.layer_saves(*of)) if is_latency else None,
-            layer_formats=lambda: self._numbers.formats,
-        )
-
-    @cached_property
-    def recovery(self) -> Recovery:
-        """The trainer's side of the job."""
-        return Recovery(
-            self.config,
-            self.config.eval_key or next(iter(self._judging.reference.metrics)),
-            self.task,
-            self.reference,
-            self.data,
-            lambda model: self._judging.evaluate(model, self.config.eval_split),
-            self._progress,
-        )
-
-    @cached_property
-    def _judging(self) -> Judging:
-        """Evaluates and times."""
-        return Judging(
-            self.config,
-            self.task,
-            self.data,
-            self.reference,
-            self.example,
-            lambda: self._deployment,
-        )
-
-    @cached_property
-    def _sensing(self) -> Sensing:
-        """Makes variants, and measures their damage."""
-        return Sensing(
-            self.reference,
-            self.subset,
-            self.techniques,
-            lambda: self.context,
-            is_classifier=self.config.task_type == "classification",
-        )
-
-    @cached_property
-    def _costs(self) -> ReferenceCosts:
-        """What layers of the reference cost."""
-        return ReferenceCosts(
-            self.reference,
-            self.example,
-            self.config,
-            self._deployment,
-            self._numbers,
-            techniques=self.techniques,
-            folder=self._folder,
-            key=self._reference_digest(),
-            latency_ms=lambda: self._judging.reference.cost.latency_ms,
-            time_ms=self._judging.latency_ms,
-        )
-
-    @cached_property
-    def _numbers(self) -> Numbers:
-        """The reference in few bits."""
-        return Numbers(
-            self.config,
-            self._deployment,
-            self.reference,
-            self.example,
-            self.subset.inputs,
-            self._lose,
-        )
-
-    @property
-    def _counts_bytes(self) -> bool:
-        """Whether a smaller file is worth anything in this run."""
-        is_limited = self.config.budget.size_bytes is not None
-        return is_limited or self.config.optimization == "compression"
-
-    def _accumulate_gradients(self, model: nn.Module) -> None:
-        """The gradient of the user's loss over the subset; batch norms use their statistics."""
-        model.eval()
-        for batch in self.subset.batches:
-            terms = self.task.loss(model, move(batch, self.device))
-            torch.stack([term.float() for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-
-    def _lose(self, sentence: str) -> None:
-        logger.warning("%s", sentence)
-        self._lost.append(sentence)

@@ -216,9 +216,10 @@ class RayMaker:
             return None
         if note["wanted"] != work.record.wanted:  # its training may have been stopped for that
             return None
+        recovered = Recovered(*note["recovered"])
         return Delivery(
             note["metrics"],
-            recovered=Recovered(*note["recovered"]),
+            recovered=recovered._replace(curve=tuple(recovered.curve)),
             seconds=note["seconds"],
             looks=note["looks"],
         )

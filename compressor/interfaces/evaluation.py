@@ -22,6 +22,7 @@ from compressor.interfaces.metrics import answer_count, count_right
 Evaluation: TypeAlias = Callable[..., Any]
 Transform: TypeAlias = Callable[[Any], Any] | None
 BARE_NUMBER = "metric"  # what a number is called that comes without a name
+USUAL_KEYS = ("map", "miou")  # of detection and segmentation, where no eval_key says which counts
 
 
 class EvaluationFunction:
@@ -97,10 +98,11 @@ def evaluate(
         model: is judged in eval mode, without grad.
         loader: reaches `eval_func` as a `DataLoaderView`.
         device: where the model runs.
-        key: the metric that counts; None: the only one there is.
+        key: the metric that counts; None: the only one there is, or among several the one that is
+            called mAP or mIoU, in any case.
 
     Returns:
-        The metrics that are finite numbers; `key` is among them.
+        The metrics that are finite numbers; `key` is among them, or the first one.
 
     Raises:
         MetricError: if it is not, or `eval_func` returns neither numbers by name nor a number.
@@ -322,8 +324,9 @@ def _check_metrics(returned: object, key: str | None) -> dict[str, float]:
     metrics = {name: value for name, value in numbers.items() if value is not None}
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     if key is None:
-        if len(finite) == 1:
-            return finite
+        usual = [name for name in finite if name.lower() in USUAL_KEYS]
+        if len(finite) == 1 or len(usual) == 1:
+            return {name: finite[name] for name in (*usual, *finite)}
         raise MetricError(
             f"The evaluation returned {len(finite)} finite numbers ({', '.join(finite)}), and no "
             "eval_key says which counts. Write eval_key in the configuration."

@@ -27,19 +27,30 @@ DEFAULT_LR = 0.01  # of it
 
 
 class NativeOptimizerFactory(ABC):
-    """Makes the user's optimizer for a model; called again for every variant."""
+    """Makes the user's optimizer for a model; called again for every variant.
+
+    Any class with a `make` is one.
+    """
 
     @abstractmethod
     def make(self, native_model: nn.Module) -> Optimizer:
         """An optimizer of `native_model`'s parameters."""
 
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return _makes(other) if cls is NativeOptimizerFactory else NotImplemented
+
 
 class NativeSchedulerFactory(ABC):
-    """Makes the user's learning rate scheduler for an optimizer."""
+    """Makes the user's learning rate scheduler for an optimizer. Any class with a `make` is one."""
 
     @abstractmethod
     def make(self, native_optimizer: Optimizer) -> LRScheduler:
         """A scheduler of `native_optimizer`."""
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return _makes(other) if cls is NativeSchedulerFactory else NotImplemented
 
 
 class DefaultTorchNativeSchedulerFactory(NativeSchedulerFactory):
@@ -257,6 +268,10 @@ def check_scheduler(spec: Mapping[str, Any]) -> dict[str, Any]:
             "Write one of torch.optim.lr_scheduler: {'name': 'StepLR', 'step_size': 10}."
         )
     return _check_named("scheduler", spec, _classes(lr_scheduler, LRScheduler))
+
+
+def _makes(cls: type) -> bool:
+    return callable(getattr(cls, "make", None))
 
 
 def _classes(module: object, base: type) -> dict[str, type]:

@@ -24,7 +24,7 @@ class Task:
         forward_pass: the only place that knows a batch's form.
         loss_function: of (model, batch).
         eval_function: of (model, loader) or (model, loader, device).
-        eval_key: the value of its dict that counts; None: the only one there is.
+        eval_key: the value of its dict that counts; None: the only one there is, or mAP, or mIoU.
         mode: "max" if more is better.
     """
 

@@ -76,11 +76,12 @@ class ExternalTrainingLoop:
             ConfigError: if the function returns no model.
         """
         args = self.copy_args()
+        # A method that returns nothing has changed what it was given.
         if finetuning and self.can_finetune:
-            args = self.modify_args_for_finetuning(args)
+            args = _given(self.modify_args_for_finetuning(args), args)
         elif epochs is not None:
-            args = self.modify_args_for_epochs(args, epochs)
-        args = self.modify_args_for_validation(args, validation)
+            args = _given(self.modify_args_for_epochs(args, epochs), args)
+        args = _given(self.modify_args_for_validation(args, validation), args)
         trained: object = self.train_function(model, args)
         if not isinstance(trained, nn.Module):
             raise ConfigError(
@@ -108,3 +109,7 @@ class ExternalTrainingLoop:
         else:
             setattr(args, key, value)
         return args
+
+
+def _given(returned: Any, args: Any) -> Any:
+    return args if returned is None else returned

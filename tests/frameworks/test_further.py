@@ -58,6 +58,8 @@ def test_the_second_level_cuts_more_from_a_variant_that_was_recovered(tmp_path: 
         delta=3.0,
         optimization="macs",
         techniques=["channel_pruning", "block_removal"],
+        target={"runtime": "eager"},
+        export={"formats": []},
         budget={"trials": 4},
         fine_tuner=tuned,
         full_trainer=tuned,
