@@ -14,6 +14,7 @@ from typing import Any
 from compressor.config import Config
 from compressor.distributed.launch import join
 from compressor.errors import StudyError
+from compressor.evidence import Sensed
 from compressor.files import write_text
 from compressor.frameworks.base import Exported, Framework, Job, Judged, Workbench
 from compressor.frameworks.leading import Leader, follow, lead
@@ -21,6 +22,7 @@ from compressor.hardware import describe_machine
 from compressor.interfaces.metrics import check_delta
 from compressor.logs import get_logger
 from compressor.progress import Progress
+from compressor.report.html import write_report
 from compressor.result import (
     Certificate,
     Cost,
@@ -40,6 +42,7 @@ from compressor.search.effort import (
     count_passes,
     count_trials,
     expected_epochs,
+    trials_limit,
 )
 from compressor.search.eta import Eta
 from compressor.search.goal import Goal, frontier
@@ -52,6 +55,7 @@ from compressor.seeding import isolated_rng
 
 logger = get_logger(__name__)
 
+REPORT = "report"  # among the artifacts
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # full or read-only
 RESOURCES = {
     "compression": "size_bytes",
@@ -120,7 +124,7 @@ class Engine:
         Raises:
             CompressorError: bad input, before any work; each says the way out.
         """
-        job = self._job
+        job = self.job
         with ExitStack() as stack:
             if dryrun:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -134,6 +138,33 @@ class Engine:
             else:
                 self.result = follow(self.framework, job, team)
             return self.result.model
+
+    def sense(self) -> tuple[Sensed, ...]:
+        """The damage map alone: what each choice would cost in quality, and what it would save.
+
+        Nothing is trained. What was measured stays in the run directory, and `run` reuses it.
+
+        Raises:
+            CompressorError: bad input; as `run`.
+        """
+        config, folder = self.config, Path(self.config.run_dir or "compressor_run")
+        with (
+            open_run_dir(folder) as run,
+            Progress(config.progress) as progress,
+            isolated_rng(config.seed),
+        ):
+            bench = self.framework.open(self.job, folder, progress)
+            bench.check()
+            goal = _goal(config, _profile(bench, run))
+            spending = Spending(config.budget.minutes, trials=0)
+            damages = DamageMap(bench, bench.propose(), run.damage, run.study, spending, progress)
+            damages.sense()
+            return damages.sensed(goal)
+
+    @property
+    def job(self) -> Job:
+        """What was handed in, with the configuration as it is now."""
+        return replace(self._job, config=self.config)
 
     def _run(self, folder: Path, job: Job, leader: Leader) -> Result:
         with open_run_dir(folder) as run, Progress(job.config.progress) as progress:
@@ -177,7 +208,8 @@ class Engine:
         spending: Spending,
         progress: Progress,
     ) -> Result:
-        phases = Phases(spending)
+        phases = Phases(spending, progress)
+        progress.tell(most_trials=trials_limit(config))
         phases.begin("check", "the run begins")
         with progress.task("check and profile the reference", total=None):
             bench.check()
@@ -198,7 +230,7 @@ class Engine:
                 goal, variants, decide, progress, known=run.known(key, variants, damages.holds)
             )
             effort = choose_effort(config, spending, decide, bench.epoch_seconds)
-            eta = Eta(spending, expected_epochs(config, effort))
+            eta = Eta(spending, expected_epochs(config, effort), progress)
             attempts.on_record = eta.tell
             depth = _depth(config, run, bench)
             levels = Levels(attempts, damages, spending, effort, depth, is_number=bench.is_number)
@@ -222,7 +254,7 @@ class Engine:
             variants=records,
             frontier=frontier(goal, records),
             decisions=tuple(attempts.decisions),
-            artifacts=exported.artifacts,
+            artifacts={**exported.artifacts, REPORT: run.report},
             plan=plan,
             lost=tuple(bench.lost()),
             info={
@@ -230,12 +262,20 @@ class Engine:
                 "phases": phases.seconds,
                 "eta_seconds": eta.seconds,
                 "config": config.to_json(),
+                "seed": config.seed,
                 **describe_machine(),
             },
             reason=reason,
+            damages=damages.sensed(goal),
+            layers=tuple(bench.layer_rows(model, plan)),
+            frozen=tuple(bench.frozen()),
+            chosen=best.id if best else "",
             open_runtime=lambda: bench.runtime_model(exported.artifacts),
         )
-        write_text(run.result, json.dumps({**result.to_json(), "key": key}, indent=1))
+        values = {**result.to_json(), "key": key}
+        run.report.unlink(missing_ok=True)  # of an earlier run: a crash now must not leave it here
+        write_text(run.result, json.dumps(values, indent=1))
+        write_report(values, run.report)
         return result
 
 
@@ -280,7 +320,7 @@ def _is_finished(run: RunDir, key: str) -> bool:
         logger.warning("%s cannot be read: it is written anew", run.result)
         return False
     return values.get("key") == key and all(
-        Path(path).exists() for path in values["artifacts"].values()
+        Path(path).exists() for name, path in values["artifacts"].items() if name != REPORT
     )
 
 
@@ -289,6 +329,8 @@ def _reload(bench: Workbench[Any], run: RunDir) -> Result:
     logger.info("run_dir %s holds this run, finished: nothing is done again", run.path)
     values = json.loads(run.result.read_text())
     artifacts = {name: Path(path) for name, path in values["artifacts"].items()}
+    if not run.report.exists():  # it is made of what was read
+        write_report(values, run.report)
     model = bench.load(artifacts["model_dir"])
     return Result.from_json(values, model, lambda: bench.runtime_model(artifacts))
 
@@ -333,6 +375,7 @@ def _goal(config: Config, reference: Judged) -> Goal:
         limits=tuple((name, bound) for name, bound in limits.items() if bound is not None),
         also=others,
         weights=shares if others else (1.0,),
+        reference_cost=reference.cost,
     )
 
 

@@ -11,8 +11,9 @@ from statistics import median
 from typing import Any, TypeVar
 
 from compressor.errors import StudyError
+from compressor.evidence import Frozen, LayerRow, Sensed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no damages, layers, frozen, curve; docs/result.md says what is in it
 T = TypeVar("T")
 
 
@@ -169,6 +170,8 @@ class VariantRecord:
         tuning: how its training differed from what is configured; see `search.tuning`.
         wanted: value of the metric below which its training was not worth going on.
         recipe: digest of what decides the outcome besides the plan.
+        curve: of its own training: an item for each evaluation and epoch, with "epoch", and with
+            "metric" and "loss" where they are known.
     """
 
     id: str
@@ -187,6 +190,7 @@ class VariantRecord:
     tuning: Mapping[str, Any] = field(default_factory=dict)
     wanted: float | None = None
     recipe: str = ""
+    curve: tuple[Mapping[str, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -197,6 +201,7 @@ class VariantRecord:
             "tuning": dict(self.tuning),
             "predicted": dict(self.predicted),
             "cost": self.cost.to_json() if self.cost else None,
+            "curve": [dict(point) for point in self.curve],
         }
 
     @classmethod
@@ -209,6 +214,7 @@ class VariantRecord:
                 **values,
                 "plan": Plan.from_json(values["plan"]),
                 "cost": from_mapping(Cost, cost) if cost else None,
+                "curve": tuple(dict(point) for point in values.get("curve", ())),
             },
         )
 
@@ -375,12 +381,16 @@ class Result:
         variants: every variant that was made, oldest first.
         frontier: those that no other beats in metric and in all costs that count, cheapest first.
         artifacts: what was written: "onnx" (the file to deploy), "onnx_float", "exported_program",
-            "torchscript", "torchao" (of the target inductor), "model_dir".
+            "torchscript", "torchao" (of the target inductor), "model_dir", "report" (the page).
         plan: of the model.
         lost: what could not be done with this model, and why.
         info: versions, hardware, seed, seconds of each step.
         reason: why the reference itself is the answer, or "".
         decisions: why the search did what it did, in sentences, in order.
+        damages: of each choice alone, in the order in which they were proposed.
+        layers: what each layer costs, before and after.
+        frozen: what techniques left alone, and why.
+        chosen: id of the variant that is the result; "" is the reference.
     """
 
     model: Any
@@ -393,6 +403,10 @@ class Result:
     info: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     decisions: tuple[str, ...] = ()
+    damages: tuple[Sensed, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
+    chosen: str = ""
     open_runtime: Callable[[], Any] | None = None
 
     @property
@@ -420,6 +434,7 @@ class Result:
             "schema_version": SCHEMA_VERSION,
             "certificate": self.certificate.to_json(),
             "plan": self.plan.to_json(),
+            "chosen": self.chosen,
             "variants": [record.to_json() for record in self.variants],
             "frontier": [record.id for record in self.frontier],
             "artifacts": {name: str(path) for name, path in self.artifacts.items()},
@@ -428,13 +443,19 @@ class Result:
             "latency_errors": self.latency_errors.to_json() if self.latency_errors else None,
             "reason": self.reason,
             "decisions": list(self.decisions),
+            "damages": [sensed.to_json() for sensed in self.damages],
+            "layers": [row.to_json() for row in self.layers],
+            "frozen": [each.to_json() for each in self.frozen],
         }
 
     @classmethod
     def from_json(
-        cls, values: Mapping[str, Any], model: Any, open_runtime: Callable[[], Any]
+        cls,
+        values: Mapping[str, Any],
+        model: Any = None,
+        open_runtime: Callable[[], Any] | None = None,
     ) -> Result:
-        """The inverse of `to_json`, with the model that it left out.
+        """The inverse of `to_json`, with the model that it left out; older schemas are read too.
 
         Raises:
             StudyError: if a newer version of this package wrote it.
@@ -457,5 +478,9 @@ class Result:
             info=values["info"],
             reason=values["reason"],
             decisions=tuple(values.get("decisions", ())),
+            damages=tuple(Sensed.from_json(each) for each in values.get("damages", ())),
+            layers=tuple(LayerRow.from_json(each) for each in values.get("layers", ())),
+            frozen=tuple(Frozen.from_json(each) for each in values.get("frozen", ())),
+            chosen=values.get("chosen", ""),
             open_runtime=open_runtime,
         )

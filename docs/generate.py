@@ -2,86 +2,55 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from compressor.techniques import TECHNIQUES
-from compressor.training import algorithms
-from compressor.training.algorithm import Algorithm
-from compressor.training.card import Card
+from benchmarks.report import main as write_benchmarks
+from docs.cards import (
+    algorithm_classes,
+    algorithm_page,
+    algorithms_page,
+    technique_classes,
+    technique_page,
+    techniques_page,
+)
+from docs.cli_page import cli_page
+from docs.measured_methods import methods_page
+from docs.programs import benchmark_programs_page
+from docs.reference import REFERENCE, index_page, reference_page
+from docs.result_schema import result_page
 
 FOLDER = Path(__file__).parent
+FOLDERS = ("algorithms", "api", "techniques")  # which hold such pages alone
+
+PAGES: dict[str, Callable[[], str]] = {
+    "algorithms.md": algorithms_page,
+    "techniques.md": techniques_page,
+    "benchmark_programs.md": benchmark_programs_page,
+    "methods.md": methods_page,
+    "cli.md": cli_page,
+    "result.md": result_page,
+    "api/index.md": index_page,
+    **{f"api/{file}.md": partial(reference_page, file) for file in REFERENCE},
+    **{f"techniques/{cls.name}.md": partial(technique_page, cls) for cls in technique_classes()},
+    **{
+        f"algorithms/{cls.__name__.lower()}.md": partial(algorithm_page, cls)
+        for cls in algorithm_classes()
+    },
+}
 
 
-def algorithms_page() -> str:
-    """A card for each algorithm, from its class."""
-    classes = [
-        value
-        for _, value in sorted(vars(algorithms).items(), key=lambda item: item[0].lower())
-        if inspect.isclass(value) and issubclass(value, Algorithm)
-    ]
-    cards = [(cls, cls.card) for cls in classes if cls.card is not None]
-    lines = [
-        "# Algorithms",
-        "",
-        "Made from the cards in the code by `python -m docs.generate`. Classes are in",
-        "`compressor.training.algorithms`, functions in `compressor.functional`.",
-        "",
-        "| algorithm | what it does | function |",
-        "|---|---|---|",
-    ]
-    for cls, card in cards:
-        name = cls.__name__
-        lines.append(f"| [{name}](#{name.lower()}) | {card.summary} | {_function(card)} |")
-    for cls, card in cards:
-        lines += ["", f"## {cls.__name__}", "", card.summary, "", *_signature(cls), *_facts(card)]
-    return "\n".join(lines) + "\n"
+def stale_pages() -> list[Path]:
+    """Pages of what is no longer there."""
+    pages = [path for folder in FOLDERS for path in sorted((FOLDER / folder).glob("*.md"))]
+    return [path for path in pages if path.relative_to(FOLDER).as_posix() not in PAGES]
 
-
-def techniques_page() -> str:
-    """A card for each technique, in the order in which they are applied."""
-    classes = sorted((TECHNIQUES.get(name) for name in TECHNIQUES.names()), key=lambda c: c.stage)
-    cards = [(cls, cls.card) for cls in classes if cls.card is not None]
-    lines = [
-        "# Techniques",
-        "",
-        "Made from the cards in the code by `python -m docs.generate`. The engine may use all, or",
-        'those that `config={"techniques": ["channel_pruning", "quantization"]}` names. They are',
-        "applied stage by stage, in this order. Classes are in `compressor.techniques`, functions",
-        "in `compressor.functional`.",
-        "",
-        "| technique | stage | what it does | function |",
-        "|---|---|---|---|",
-    ]
-    for cls, card in cards:
-        row = (f"[{cls.name}](#{cls.name})", cls.stage.name.lower(), card.summary, _function(card))
-        lines.append(f"| {' | '.join(row)} |")
-    for cls, card in cards:
-        lines += ["", f"## {cls.name}", "", card.summary, "", *_signature(cls), *_facts(card)]
-    return "\n".join(lines) + "\n"
-
-
-def _function(card: Card) -> str:
-    return f"`{card.functional}`" if card.functional else ""
-
-
-def _signature(cls: type) -> Sequence[str]:
-    signature = str(inspect.signature(cls)).replace("'", "").replace(" -> None", "")
-    return f"    {cls.__name__}{signature}", ""
-
-
-def _facts(card: Card) -> Sequence[str]:
-    return (
-        f"- **Source:** {card.source}",
-        f"- **Use it when:** {card.use_when}",
-        f"- **Leave it when:** {card.avoid_when}",
-        f"- **Cost:** {card.cost}",
-    )
-
-
-PAGES = {"algorithms.md": algorithms_page, "techniques.md": techniques_page}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
         (FOLDER / name).write_text(make())
+    for path in stale_pages():
+        path.unlink()
+    write_benchmarks([])

@@ -14,6 +14,7 @@ from typing import Any
 
 from compressor.config import ExecutorConfig
 from compressor.errors import ModelError
+from compressor.evidence import Frozen, LayerBill, LayerRow
 from compressor.files import write_text
 from compressor.frameworks.base import Exported, Job, Judged
 from compressor.progress import Progress
@@ -68,6 +69,17 @@ class FakeBench:
 
     def lost(self) -> Sequence[str]:
         return ()
+
+    def frozen(self) -> Sequence[Frozen]:
+        return [Frozen("block_removal", "stem", "Nothing runs beside it.")]
+
+    def layer_rows(self, model: FakeModel, plan: Plan) -> Sequence[LayerRow]:
+        del model
+        removed = {choice.site for choice in plan.of("block_removal")}
+        whole, gone = LayerBill(256, 100), LayerBill(0, 0)
+        return [
+            LayerRow(name, "Fake", whole, gone if name in removed else whole) for name in LAYERS
+        ]
 
     def is_number(self, technique: str) -> bool:
         return technique == "quantization"

@@ -23,6 +23,9 @@ from compressor.quantization import plan
 from compressor.quantization.scheme import WEIGHT
 from compressor.result import Result
 from compressor.structure.describe import diff
+from tests.brevity import be_brief
+
+be_brief()  # in every process that imports the job
 
 KILL = "RANKS_JOB_KILL"  # of the environment: "rank,steps": kills that rank after so many steps
 SGD = {"name": "SGD", "lr": 0.02, "momentum": 0.9}

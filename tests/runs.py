@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from compressor import Engine, TorchForwardPass, TorchFramework
 from compressor.result import Result
+from tests.brevity import be_brief
+
+be_brief()  # in processes of their own, too
 
 
 def accuracy(model: nn.Module, loader: Any) -> dict[str, float]:

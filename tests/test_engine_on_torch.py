@@ -115,6 +115,16 @@ DEEP: dict[str, Any] = {
 }
 
 
+# For what does not depend on techniques and runtimes: a block is removed, or it is not.
+PLAIN: dict[str, Any] = {
+    "techniques": ["block_removal"],
+    "optimization": "macs",
+    "target": {"runtime": "eager"},
+    "export": {"formats": []},
+    "budget": {"trials": 1},
+}
+
+
 def make_engine(model: nn.Module, data: Any, folder: Path, **changes: Any) -> Engine:
     arguments: dict[str, Any] = {
         "forward_pass": TorchForwardPass(model_input_pattern=(0, "_")),
@@ -262,9 +272,7 @@ def test_a_run_that_dies_in_a_fine_tune_goes_on_bit_equal(
     trained: nn.Module, data: dict[str, Any], tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {
-        "techniques": ["block_removal"],
-        "optimization": "macs",
-        "budget": {"trials": 1},
+        **PLAIN,
         "full_trainer": {"epochs": 3, "optimizer": {"name": "SGD", "lr": 0.05}},
         "fine_tuner": {"loop_params": {"epochs": 3}},
         "delta": 20.0,
@@ -304,7 +312,7 @@ class NanLoss(CrossEntropy):
 def test_a_loss_that_becomes_nan_ends_the_variant_and_not_the_run(
     trained: nn.Module, data: dict[str, Any], tmp_path: Path
 ) -> None:
-    engine = make_engine(trained, data, tmp_path, loss_function_cls=NanLoss)
+    engine = make_engine(trained, data, tmp_path, loss_function_cls=NanLoss, **PLAIN)
     engine.run()
     assert engine.result is not None
     failed = [record for record in engine.result.variants if record.status == "failed"]
@@ -364,6 +372,8 @@ def test_own_forms_of_everything(trained: nn.Module, data: dict[str, Any], tmp_p
         delta=0.3,
         metric_mode="min",
         task_type="__custom__",
+        techniques=["channel_pruning", "quantization"],
+        budget={"trials": 1},
         full_trainer={
             "optimizer": Sgd(),
             "scheduler": {"factory": Decay(), "eval_based": False},
@@ -398,7 +408,7 @@ def test_an_external_training_loop_trains_in_place_of_ours(
         data,
         tmp_path,
         external_training_loop=ExternalTrainingLoop(train, {"epochs": 7, "validation": True}),
-        budget={"trials": 1},
+        **PLAIN,
     )
     engine.run()
     assert trained_epochs[0] == 1
@@ -560,7 +570,7 @@ def test_the_users_loader_and_its_generator_are_as_before(
     dataset = data["train"].dataset
     loader = DataLoader(dataset, 64, shuffle=True, generator=generator)
     before = generator.get_state()
-    engine = make_engine(trained, {**data, "train": loader}, tmp_path, budget={"trials": 1})
+    engine = make_engine(trained, {**data, "train": loader}, tmp_path, **PLAIN)
     engine.run()
     assert generator.get_state().equal(before)
 
@@ -574,7 +584,7 @@ def test_the_only_metric_needs_no_key(
         tmp_path,
         task_type="__custom__",
         eval_func=lambda model, loader: {"score": accuracy(model, loader)},
-        budget={"trials": 1},
+        **PLAIN,
     )
     engine.run()
     assert engine.result is not None
@@ -584,14 +594,13 @@ def test_the_only_metric_needs_no_key(
 def test_a_changed_evaluation_is_another_run(
     trained: nn.Module, data: dict[str, Any], tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {"techniques": ["quantization"]}
-    make_engine(trained, data, tmp_path, **changes).run()
+    make_engine(trained, data, tmp_path, **PLAIN).run()
     halved = make_engine(
         trained,
         data,
         tmp_path,
         eval_func=lambda model, loader: {"accuracy": accuracy(model, loader) / 2},
-        **changes,
+        **PLAIN,
     )
     halved.run()
     assert halved.result is not None

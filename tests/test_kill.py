@@ -7,6 +7,7 @@ import resource
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from benchmarks.killed_job import (
     compress,
     differences,
     outcome,
-    start,
     start_process,
     train_reference,
     untimed,
@@ -29,6 +29,7 @@ from compressor.result import Cost
 from compressor.search.certificate import _slower
 from compressor.search.goal import Goal
 from compressor.search.run_dir import open_run_dir
+from tests.brevity import be_brief
 
 pytestmark = pytest.mark.slow
 
@@ -76,15 +77,26 @@ def expected(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return found
 
 
+def compress_briefly(run_dir: Path, reference: Path) -> None:
+    """The whole job, in this process."""
+    be_brief()
+    compress(run_dir, reference, SMALL)
+
+
+def start(run_dir: Path, reference: Path) -> BaseProcess:
+    """A process that begins the run, or goes on with it."""
+    return start_process(compress_briefly, run_dir, reference)
+
+
 def finish(run_dir: Path, reference: Path) -> None:
-    process = start(run_dir, reference, SMALL)
+    process = start(run_dir, reference)
     process.join()
     assert process.exitcode == 0
 
 
 def kill_at(moment: Moment, run_dir: Path, reference: Path) -> None:
     """Start, or go on with, the run and kill it at that moment."""
-    process = start(run_dir, reference, SMALL)
+    process = start(run_dir, reference)
     wait(process, lambda: moment(run_dir))
     process.kill()
     process.join()
@@ -112,7 +124,7 @@ def test_a_damaged_checkpoint_costs_its_epochs_and_not_the_variant(
 
 
 def test_a_folder_is_locked_as_long_as_its_process_lives(reference: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, reference, SMALL)
+    process = start(tmp_path, reference)
     wait(process, lambda: (tmp_path / "engine.log").exists())  # which is opened under the lock
     with (
         pytest.raises(StudyError, match="Another process works in run_dir"),
@@ -129,7 +141,7 @@ def compress_in(limit_bytes: int, run_dir: Path, reference: Path, sender: Connec
     """Send the error that a run ends with where no file may grow beyond the limit."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     try:
-        compress(run_dir, reference, SMALL)
+        compress_briefly(run_dir, reference)
     except Exception as error:  # whatever it is, the test looks at it
         sender.send((isinstance(error, CompressorError), str(error)))
 

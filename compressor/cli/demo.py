@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -16,14 +15,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from compressor.cli.digits import DigitsNet, digit_loaders
-from compressor.engine import Engine
+from compressor.cli.jobs import JobSpec
+from compressor.cli.running import present
 from compressor.errors import CheckpointError, StudyError
 from compressor.files import write_bytes
-from compressor.frameworks.torch_framework import TorchFramework
 from compressor.interfaces import Accuracy, Device, LossFunction, TorchForwardPass
 from compressor.logs import set_verbosity
 from compressor.progress import Progress
-from compressor.report.console import render
 from compressor.seeding import isolated_rng
 
 PEAK_LR = 0.1
@@ -39,31 +37,42 @@ class CrossEntropy(LossFunction):
         return {"cross_entropy": F.cross_entropy(model(images), labels)}
 
 
-def run_demo(run_dir: Path, *, seed: int, device: str, is_quick: bool) -> None:
-    """Train the reference unless `run_dir` has it, compress it there and print what came out."""
+def run_demo(run_dir: Path, *, seed: int, device: str, is_quick: bool) -> int:
+    """Train the reference unless `run_dir` has it, compress it there and print what came out.
+
+    Returns:
+        The exit code.
+    """
     started = time.monotonic()
     set_verbosity("info")
+    Device.of(device).check_available()
+    arguments = {"seed": seed, "device": device, "is_quick": is_quick}
+    job = JobSpec(f"{__name__}:{make_job.__name__}", "demo", str(Path.cwd()), arguments)
+    job.keep(run_dir)  # so that `compressor resume` goes on with it
+    engine, _ = job.open(run_dir)
+    engine.run()
+    assert engine.result is not None
+    return present(engine.result, run_dir, time.monotonic() - started, as_json=False)
+
+
+def make_job(
+    run_dir: Path, seed: int = 0, device: str = "cpu", is_quick: bool = False
+) -> dict[str, Any]:
+    """The demo's job; the reference is trained unless `run_dir` has it."""
     place = Device.of(device)
-    place.check_available()
     data = digit_loaders()
     model = trained_reference(
         run_dir, data["train"], epochs=10 if is_quick else 25, seed=seed, device=place
     )
-    engine = Engine(
-        framework=TorchFramework(),
-        data=data,
-        model=model,
-        config=demo_config(run_dir, seed=seed, device=place, is_quick=is_quick),
-        forward_pass=TorchForwardPass(model_input_pattern=(0, "_")),
-        eval_func=Accuracy(),
-        loss_function_cls=CrossEntropy,
-        loss_function_kwargs={},
-    )
-    engine.run()
-    assert engine.result is not None
-    render(engine.result)
-    seconds = time.monotonic() - started
-    typer.echo(f"Took {seconds // 60:.0f} min {seconds % 60:.0f} s. Everything is in {run_dir}.")
+    return {
+        "model": model,
+        "data": data,
+        "config": demo_config(run_dir, seed=seed, device=place, is_quick=is_quick),
+        "forward_pass": TorchForwardPass(model_input_pattern=(0, "_")),
+        "eval_func": Accuracy(),
+        "loss_function_cls": CrossEntropy,
+        "loss_function_kwargs": {},
+    }
 
 
 def demo_config(run_dir: Path, *, seed: int, device: Device, is_quick: bool) -> dict[str, Any]:

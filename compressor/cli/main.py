@@ -1,24 +1,27 @@
-"""The console program: commands, options and exit codes. Torch is loaded when a command runs."""
+"""The console program: what works on a job. Torch is loaded when a command runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 import compressor
-from compressor.errors import CompressorError
+from compressor.cli import looking
+from compressor.cli.endings import CODES, readable_ending
+from compressor.cli.options import AsJson, JobName, NewRunDir, Overrides, Quiet, RunDir
+from compressor.cli.options import again as again_with
+from compressor.cli.options import overrides as read_overrides
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+EXIT_CODES = "\n\n".join(["Exit codes:", *(f"{code}: {said}." for code, said in CODES.items())])
 
 app = typer.Typer(
     name="compressor",
     help="Compress a trained PyTorch model within a metric budget, and certify the exported file.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 
@@ -43,7 +46,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Options before the command."""  # having them makes `demo` a command, not the whole program
+    """Options before the command."""
 
 
 @app.command()
@@ -74,7 +77,54 @@ def demo(
     with readable_ending(again + " --quick" * quick):
         from compressor.cli.demo import run_demo
 
-        run_demo(folder, seed=seed, device=device, is_quick=quick)
+        code = run_demo(folder, seed=seed, device=device, is_quick=quick)
+    raise typer.Exit(code)
+
+
+@app.command()
+def run(
+    job: JobName,
+    run_dir: NewRunDir = None,
+    set_: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Every step on two batches: what would fail, fails now."),
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress the model of a job, export it and certify the exported file.
+
+    A job file names a factory, its arguments and the configuration; see docs/cli.md. A run that was
+    interrupted goes on when the same command is given again, and so does `compressor resume`.
+    Several processes: torchrun --nproc_per_node 2 -m compressor run JOB.
+    """
+    with readable_ending(again_with("run", job, run_dir, set_)) as ending:
+        from compressor.cli.running import run_job
+
+        code = run_job(
+            job,
+            read_overrides(set_),
+            run_dir,
+            ending,
+            is_dryrun=dry_run,
+            as_json=as_json,
+            is_quiet=quiet,
+        )
+    raise typer.Exit(code)
+
+
+@app.command()
+def resume(run_dir: RunDir, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Go on with a run that `compressor run` or `demo` began; of a finished one, print the end."""
+    with readable_ending(again_with("resume", str(run_dir), None, None)) as ending:
+        from compressor.cli.running import resume_job
+
+        code = resume_job(run_dir, ending, as_json=as_json, is_quiet=quiet)
+    raise typer.Exit(code)
+
+
+looking.add_to(app)
 
 
 def default_run_dir(command: str, *, seed: int, device: str, quick: bool) -> Path:
@@ -90,20 +140,3 @@ def default_run_dir(command: str, *, seed: int, device: str, quick: bool) -> Pat
         *([device] if device != "cpu" else []),
     ]
     return Path("runs", "-".join(marks))
-
-
-@contextmanager
-def readable_ending(again: str) -> Iterator[None]:
-    """Turn an expected error into one line and exit code 1, Ctrl-C into advice and 130.
-
-    Args:
-        again: the command that goes on where this one stopped.
-    """
-    try:
-        yield
-    except CompressorError as error:
-        typer.secho(f"Error: {' '.join(str(error).split())}", err=True, fg=typer.colors.RED)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        typer.secho(f"\nInterrupted. What is done is kept; go on with: {again}", err=True)
-        raise typer.Exit(INTERRUPTED) from None

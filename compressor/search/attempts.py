@@ -85,11 +85,16 @@ class Attempts:
 
     def make_all(self, wishes: Sequence[Wish]) -> list[VariantRecord]:
         """All of a round, in their order; none of them starts from another of them."""
+        self._show(wishes)
         records = self._variants.make(wishes)
         for record in records:
             self.records = [r for r in self.records if r.id != record.id] + [record]
             self.say(self._sentence(record))
             self.on_record(record)
+        if records:
+            self._show(last=records[-1])
+            if not self.progress.enabled:
+                logger.info("%s", self.progress.standing.line())
         return records
 
     def base(self, record: VariantRecord) -> Base[Any]:
@@ -112,6 +117,18 @@ class Attempts:
         where = "within" if self.goal.holds(record) else "outside"
         return f"{self.goal.key} {record.metrics[self.goal.key]:.4g}, {where}"
 
+    def _show(self, wishes: Sequence[Wish] = (), last: VariantRecord | None = None) -> None:
+        """How the run stands: before a round of `wishes`, and after it with its last variant."""
+        goal, best = self.goal, self.best()
+        made: list[VariantRecord | Wish] = [*self.records, *wishes]
+        trials = sum(_is_trial(each) for each in made)
+        facts: dict[str, Any] = {"variant": len(made), "trial": trials}
+        if last is not None:
+            facts["last"] = last.metrics.get(goal.key)
+        if best is not None and best.cost is not None:
+            facts |= {"best": best.metrics[goal.key], "gain": goal.gain(best.cost)}
+        self.progress.tell(metric=goal.key, reference=goal.reference, bound=goal.bound, **facts)
+
     def _sentence(self, record: VariantRecord) -> str:
         if record.cost is None:
             return f"Variant {record.id} failed: {record.reason}"
@@ -126,3 +143,8 @@ class Attempts:
             f"{record.metrics[self.goal.key]:.4g} after {record.epochs} epochs{tuning}: {verdict} "
             f"delta.{stopped}"
         )
+
+
+def _is_trial(made: VariantRecord | Wish) -> bool:
+    """Whether it is a short fine-tune of its own, as the budget counts them."""
+    return bool(made.epochs) and not (made.start or made.is_final)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compressor.errors import CompressorError
+from compressor.evidence import Sensed
 from compressor.logs import get_logger
 from compressor.progress import Progress
 from compressor.result import Choice, Plan, VariantRecord
@@ -105,6 +106,28 @@ class DamageMap:
         ) | self._measure(others, is_early)
         self._choices = [choice for choice in self._choices if choice.key in self._damage]
         self._effects = self._bench.effects(self._choices)
+
+    def sensed(self, goal: Goal) -> tuple[Sensed, ...]:
+        """Each choice made alone of the reference: its damage, and what it saves by itself."""
+        layers = self._bench.layers()
+        costs = {resource: self._bench.layer_cost(resource) for resource in goal.resources}
+
+        def saved(choice: Choice, cost: LayerCost) -> float:
+            return sum(
+                cost(name, layers[name]) - cost(name, change.applied_to(layers[name]))
+                for name, change in self._effects[choice.key].items()
+            )
+
+        return tuple(
+            Sensed(
+                choice.technique,
+                choice.site,
+                choice.label,
+                self._damage[choice.key],
+                {resource: saved(choice, cost) for resource, cost in costs.items()},
+            )
+            for choice in self._choices
+        )
 
     def holds(self, plan: Plan) -> bool:
         """Whether `plan` is made at this map's sites, by the same techniques."""

@@ -29,6 +29,13 @@ def count_trials(config: Config) -> int:
     return TRIALS[config.level] + _deep_trials(config)
 
 
+def trials_limit(config: Config) -> int | None:
+    """How many trials there can be; None where the minutes decide."""
+    budget = config.budget
+    is_timed = budget.trials is None and budget.minutes is not None
+    return None if is_timed else count_trials(config)
+
+
 def choose_effort(
     config: Config, spending: Spending, decide: Decide, epoch_seconds: Callable[[], float]
 ) -> Effort:

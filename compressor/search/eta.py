@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 
 from compressor.logs import get_logger
+from compressor.progress import Progress
 from compressor.result import VariantRecord
 from compressor.search.budget import Spending
 from compressor.search.finishing import Effort
@@ -36,15 +38,17 @@ def usual_epochs(effort: Effort, trials: int, passes: int, deep_trials: int = 0)
 class Eta:
     """Says it once, after the first variant that was fine-tuned."""
 
-    def __init__(self, spending: Spending, epochs: float) -> None:
+    def __init__(self, spending: Spending, epochs: float, progress: Progress | None = None) -> None:
         """Remember what there is to spend.
 
         Args:
             spending: minutes of the run.
             epochs: that the search will train after its first variant; see `usual_epochs`.
+            progress: shows it; None shows nothing.
         """
         self._spending = spending
         self._epochs = epochs
+        self._progress = progress or Progress(enabled=False)
         self.seconds: float | None = None
 
     def tell(self, record: VariantRecord) -> None:
@@ -56,4 +60,5 @@ class Eta:
         left = min(left, limit)
         self.seconds = self._spending.seconds + left
         if math.isfinite(left):
+            self._progress.tell(ends_at=time.monotonic() + left)
             logger.info("about %.2g minutes are left, judging by the first variant", left / 60)

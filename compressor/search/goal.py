@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from compressor.errors import CompressorError
 from compressor.result import Cost, VariantRecord
 
+GAINS = {"latency_ms": "faster", "size_bytes": "smaller", "macs": "fewer MACs"}
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -24,6 +26,7 @@ class Goal:
         also: further entries of `Cost` that are to be small.
         weights: of `resource` and of those in `also` in the objective, their sum; of one resource
             alone it is 1, of several each is the reciprocal of the reference's cost.
+        reference_cost: what savings are told against; None tells of none.
     """
 
     key: str
@@ -34,11 +37,17 @@ class Goal:
     limits: tuple[tuple[str, float], ...] = ()
     also: tuple[str, ...] = ()
     weights: tuple[float, ...] = (1.0,)
+    reference_cost: Cost | None = None
 
     @property
     def resources(self) -> tuple[str, ...]:
         """All that are to be small."""
         return (self.resource, *self.also)
+
+    @property
+    def bound(self) -> float:
+        """The worst value of the metric that is within delta."""
+        return self.reference + (-self.delta if self.is_larger_better else self.delta)
 
     @property
     def delta_fraction(self) -> float:
@@ -70,6 +79,17 @@ class Goal:
     def objective(self, record: VariantRecord) -> float:
         """Of a variant; infinite for a failed one."""
         return math.inf if record.cost is None else self.value(record.cost)
+
+    def gain(self, cost: Cost) -> str:
+        """How much cheaper than the reference a model is, in words: "2.7x faster"."""
+        if self.reference_cost is None:
+            return ""
+        pairs = [
+            f"{getattr(self.reference_cost, name) / max(getattr(cost, name), 1e-9):.2f}x {word}"
+            for name, word in GAINS.items()
+            if name in self.resources
+        ]
+        return " and ".join(pairs)
 
     def describe(self, cost: Cost) -> str:
         """What is to be small, of a model: "latency_ms 1.23, size_bytes 45,678"."""

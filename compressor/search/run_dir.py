@@ -56,6 +56,11 @@ class RunDir:
         """Everything that is claimed, as JSON."""
         return self.path / "result.json"
 
+    @property
+    def report(self) -> Path:
+        """The same as a page."""
+        return self.path / "report.html"
+
     def seconds(self, key: str) -> float:
         """What earlier attempts of run `key` took, as of their last sign of life."""
         return self._seconds().get(key, 0.0)

@@ -49,9 +49,11 @@ class Recovered(NamedTuple):
     """What a fine-tune came to.
 
     `epochs` are those that were really trained; `reason` is a sentence on why it was stopped early,
-    "" if it was not; `earlier_looks` are the evaluations before it was interrupted.
+    "" if it was not; `earlier_looks` are the evaluations before it was interrupted; `curve` is that
+    of `VariantRecord`.
     """
 
     epochs: int
     reason: str = ""
     earlier_looks: int = 0
+    curve: tuple[Mapping[str, float], ...] = ()

@@ -165,6 +165,7 @@ class Variants:
                 cost=made.judged.cost,
                 epochs=record.epochs + recovered.epochs,
                 reason=recovered.reason,
+                curve=tuple(dict(point) for point in recovered.curve),
             )
         looks = made.looks + recovered.earlier_looks
         record = replace(record, seconds=made.seconds, looks=looks)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from compressor.errors import CheckpointError
 from compressor.files import write_bytes
-from compressor.result import digest
 from compressor.structure.describe import diff, rebuild
+from compressor.structure.origin import fingerprint, origin_of, remember_origin
 from compressor.structure.packing import pack, unpack
 from compressor.structure.trace import in_eval
 
@@ -30,17 +30,27 @@ WEIGHTS_FILE = "model.safetensors"
 PLAIN_FORMAT, PACKED_FORMAT = 1, 2  # 1 is read by versions that cannot unpack
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str], *, reference: nn.Module) -> Path:
+def save(
+    model: nn.Module, folder: str | os.PathLike[str], *, reference: nn.Module | None = None
+) -> Path:
     """Write `model`, compressed from `reference`, into `folder`, which is made if it is not there.
 
     Each file is whole or absent after a crash, and the structure, written last, holds the checksum
     of the weights: a mixture of two saves is refused by `load`.
 
+    Args:
+        model: not changed.
+        folder: for the two files.
+        reference: the model before it was compressed, or another of its class and sizes. Models
+            that `Engine.run`, `prune` and `load` returned know it, and so do their copies, trained
+            or not.
+
     Returns:
         The folder.
 
     Raises:
-        ModelError: if the model has something that cannot be described.
+        ModelError: if the model has something that cannot be described, or it does not know what it
+            was compressed from and no `reference` is given.
         CheckpointError: if its state dict holds something that is not a tensor.
     """
     folder = Path(folder)
@@ -65,20 +75,25 @@ def load(folder: str | os.PathLike[str], reference: nn.Module) -> nn.Module:
     return _restore({name: _read(Path(folder) / name) for name in names}, reference, str(folder))
 
 
-def to_bytes(model: nn.Module, *, reference: nn.Module) -> dict[str, bytes]:
+def to_bytes(model: nn.Module, *, reference: nn.Module | None = None) -> dict[str, bytes]:
     """What `save` writes, by the name of the file, for another process or machine.
 
     Raises:
         ModelError: as `save`.
         CheckpointError: as `save`.
     """
-    structure = diff(reference, model)
+    if reference is None:
+        noted = origin_of(model)
+        cut_from, identity = noted.outline, noted.fingerprint
+    else:
+        cut_from, identity = reference, fingerprint(reference)
+    structure = diff(cut_from, model)
     tensors, aliases = _distinct_tensors(model)
     packed = _pack(tensors)
     weights = safetensors.torch.save(packed)
     document = {
         "format": PLAIN_FORMAT if packed.keys() == tensors.keys() else PACKED_FORMAT,
-        "reference": _fingerprint(reference),
+        "reference": identity,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "aliases": aliases,
         "difference": structure,
@@ -140,15 +155,9 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, aliases
 
 
-def _fingerprint(reference: nn.Module) -> str:
-    """Class and structure of a model, its values left out."""
-    shapes = {name: list(value.shape) for name, value in reference.named_parameters()}
-    return f"{type(reference).__qualname__}-{digest(shapes)}"
-
-
 def _restore(files: Mapping[str, bytes], reference: nn.Module, source: str) -> nn.Module:
     document = _parse_structure(files[STRUCTURE_FILE], source)
-    mine = _fingerprint(reference)
+    mine = fingerprint(reference)
     if document["reference"] != mine:
         raise CheckpointError(
             f"The model in {source} was compressed from {document['reference']}, and the "
@@ -165,6 +174,7 @@ def _restore(files: Mapping[str, bytes], reference: nn.Module, source: str) -> n
             f"The weights in {source} do not fit the structure beside them: {error} "
             "Save the model again."
         ) from error
+    remember_origin(model, reference)
     return in_eval(model)
 
 

@@ -24,7 +24,8 @@ from compressor.structure.programs.programmed import (
 )
 
 ALLOWED_PACKAGES = ("torch.nn.", "compressor.")
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+ORIGIN = "compressor_origin"  # an attribute; see `structure.origin`
+OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {ORIGIN}
 
 
 def record_of(name: str, module: nn.Module) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from compressor.profiling.counts import count
 from compressor.structure.channels import find_groups
 from compressor.structure.groups import ChannelGroup, ChannelMap
 from compressor.structure.observing import NEEDS_GRADIENTS, Backward, observe
+from compressor.structure.origin import remember_origin
 from compressor.structure.scores import CRITERIA, Observed, group_importance
 from compressor.structure.selection import (
     Kept,
@@ -42,7 +43,8 @@ class Pruned:
 
     Attributes:
         model: a copy, in the mode and on the device of the original. Fine-tune it; batch norms want
-            new statistics first (`compressor.functional.reestimate_batchnorm`).
+            new statistics first (`compressor.functional.reestimate_batchnorm`). `compressor.save`
+            needs no reference for it.
         kept: channels that stayed, ascending, by the name of the group.
         channels: the groups, and what could not be pruned and why.
         macs_fraction: of the original's multiply-accumulates; 1 if it has none.
@@ -135,6 +137,7 @@ def prune(
         pruned = copy_model(model)
         cut_to(pruned, [group for group in groups if len(kept[group.name]) < group.size], kept)
         after = count(pruned, inputs)
+    remember_origin(pruned, model)
     return Pruned(
         pruned,
         kept,

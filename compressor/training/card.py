@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """One method in words.
+    """One method in words. What it costs and gains is measured: `benchmarks/methods.py`.
 
     Attributes:
         summary: what it does, in a sentence.
@@ -16,6 +16,7 @@ class Card:
         use_when: it helps.
         avoid_when: it does not.
         cost: in time and memory.
+        settings: which to change first, and what they mean; '' where none is told of.
     """
 
     summary: str
@@ -24,3 +25,4 @@ class Card:
     use_when: str
     avoid_when: str
     cost: str
+    settings: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import compressor
+from compressor.cli.endings import CODES
 from compressor.cli.main import app
 from compressor.errors import StudyError
 
@@ -26,7 +28,7 @@ def fake_demo(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]]
 
     def install(run_demo: Callable[..., None]) -> None:
         module = ModuleType("compressor.cli.demo")
-        module.run_demo = run_demo  # type: ignore[attr-defined]
+        module.run_demo = lambda *words, **options: run_demo(*words, **options) or 0  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "compressor.cli.demo", module)
 
     return install
@@ -88,3 +90,44 @@ def test_an_interrupt_says_how_to_go_on_and_exits_130(fake_demo: Any) -> None:
 )
 def test_a_usage_error_is_exit_code_2(arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2
+
+
+def test_the_exit_code_is_that_of_the_run(fake_demo: Any) -> None:
+    fake_demo(lambda run_dir, **options: 3)
+    assert invoke("demo").exit_code == 3
+
+
+def test_help_names_every_exit_code_and_completion() -> None:
+    text = " ".join(invoke("--help").stdout.split())
+    for code, meaning in CODES.items():
+        assert f"{code}: {meaning}" in text
+    assert "--install-completion" in text
+
+
+def test_the_shell_completes_commands() -> None:
+    environment = {"_COMPRESSOR_COMPLETE": "complete_bash", "COMP_WORDS": "compressor re"}
+    done = CliRunner().invoke(
+        app, [], prog_name="compressor", env={**environment, "COMP_CWORD": "1"}
+    )
+    assert done.stdout.split() == ["resume", "report"]
+
+
+@pytest.mark.slow
+def test_no_help_loads_torch() -> None:
+    source = """
+import sys
+from compressor.cli.main import app, main
+for command in app.registered_commands:
+    sys.argv = ["compressor", command.name or command.callback.__name__, "--help"]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, stop.code
+heavy = {"torch", "onnx", "numpy"}
+print(len(app.registered_commands), sorted(heavy & sys.modules.keys()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "10 []"

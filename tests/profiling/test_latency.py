@@ -7,6 +7,7 @@ from torch import nn
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling import latency
 from compressor.profiling.latency import eager_call, interleave
+from tests.brevity import PATIENT
 
 
 class FakeClock:
@@ -32,6 +33,7 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
+    monkeypatch.setattr(interleave, "__kwdefaults__", PATIENT)
     monkeypatch.setattr(latency.time, "perf_counter", lambda: fake.seconds)
     return fake
 

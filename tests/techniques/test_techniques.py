@@ -50,7 +50,8 @@ class TestQuantization(TechniqueContract):
 
 
 def test_every_registered_technique_holds_the_contract() -> None:
-    tested = {cls.technique.name for cls in TechniqueContract.__subclasses__()}
+    here = [cls for cls in TechniqueContract.__subclasses__() if cls.__module__ == __name__]
+    tested = {cls.technique.name for cls in here}  # an example has one of its own
     assert tested == set(TECHNIQUES.names())
 
 

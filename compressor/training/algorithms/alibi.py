@@ -139,6 +139,7 @@ class ALiBi(Algorithm):
         source="Press et al. (2022), Train Short, Test Long: Attention with Linear Biases Enables "
         "Input Length Extrapolation",
         functional="apply_alibi",
+        settings="`max_sequence_length`, for sequences longer than the model was made for.",
         use_when="A language model is trained on short sequences, to be used on longer ones.",
         avoid_when="A trained model is compressed or shortly fine-tuned: what it computes changes.",
         cost="A tensor (N, heads, queries, keys) in each layer, as attention without fused "

@@ -115,6 +115,8 @@ class AugMix(Algorithm):
         source="Hendrycks et al. (2020), AugMix: A Simple Data Processing Method to Improve "
         "Robustness and Uncertainty",
         functional="augmix_image",
+        settings="`severity`, how strong operations are; `mean` and `std` that the images "
+        "were normalised with.",
         use_when="A classifier has to bear noise, blur and weather that it was not trained on.",
         avoid_when="The fit is short or the model underfits; steps are shorter than the "
         "augmentation; ranges for quantization are being learnt.",

@@ -130,8 +130,11 @@ class BatchNormReestimation(Algorithm):
         source="Ioffe and Szegedy (2015), Batch normalization, algorithm 2; Li et al. (2020), "
         "EagleEye, for pruned networks",
         functional="reestimate_batchnorm",
-        use_when="The network was pruned, factorised or averaged: its old statistics do not fit.",
-        avoid_when="Batches are very small, or the network has no batch norms.",
+        settings="`count` batches: more where the statistics of a batch vary.",
+        use_when="The network was pruned, factorised or averaged, and is judged before it is "
+        "trained on: its old statistics do not fit.",
+        avoid_when="Batches are very small, or the network has no batch norms. A fit of a hundred "
+        "batches sets the statistics anew by itself.",
         cost="So many forward passes in fp32 when a fit begins and after every edit; twice as many "
         "beside an average of the weights.",
     )

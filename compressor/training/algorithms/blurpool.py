@@ -176,6 +176,7 @@ class BlurPool(Algorithm):
         summary="Low-pass filters images inside a network before they are thinned out.",
         source="Zhang (2019), Making Convolutional Networks Shift-Invariant Again",
         functional="apply_blurpool",
+        settings="`min_channels`: lower it for narrow networks. `blur_first` saves MACs.",
         use_when="A convolutional network is trained for long, and small shifts should not matter.",
         avoid_when="A trained model is compressed: what it computes changes, and the blurs cost "
         "latency wherever it will run.",

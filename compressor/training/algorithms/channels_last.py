@@ -41,6 +41,7 @@ class ChannelsLast(Algorithm):
         summary="Stores images and filters pixel by pixel; the numbers stay the same.",
         source="PyTorch tutorial, Channels Last Memory Format in PyTorch",
         functional="apply_channels_last",
+        settings="None.",
         use_when="A convolutional network is trained, above all in bf16 or fp16 on a GPU.",
         avoid_when="The model has no convolutions, or calls `.view` across channels and pixels, "
         "which then raises: write `.reshape` or `.flatten`.",

@@ -130,6 +130,7 @@ class ColOut(Algorithm):
         summary="Drops random rows and columns of the images of a batch.",
         source="MosaicML (2021), ColOut, a method card of composer",
         functional="colout_batch",
+        settings="`p_row` and `p_col`, the fractions of rows and columns that are dropped.",
         use_when="A convolutional network that takes any size is trained for long: steps get "
         "cheaper, and it sees another image each time.",
         avoid_when="Images are small already; the network takes one size only; ranges for "

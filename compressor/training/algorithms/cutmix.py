@@ -216,6 +216,8 @@ class CutMix(Algorithm):
         source="Yun et al. (2019), CutMix: Regularization Strategy to Train Strong Classifiers "
         "with Localizable Features",
         functional="cutmix_batch",
+        settings="`alpha`: 1 makes all shares of the other image as likely; below, it is "
+        "little or nearly all.",
         use_when="An image classifier overfits, and training is long.",
         avoid_when="The fit is short or the model underfits; what is to be seen is small, so that "
         "a patch hides all of it.",

@@ -88,6 +88,7 @@ class CutOut(Algorithm):
         source="DeVries and Taylor (2017), Improved Regularization of Convolutional Neural "
         "Networks with Cutout",
         functional="cutout_batch",
+        settings="`length`, the side of a square, and `num_holes`.",
         use_when="An image classifier overfits, and what is to be seen fills the image.",
         avoid_when="The fit is short or the model underfits; what is to be seen is small; ranges "
         "for quantization are being learnt, which should be those of whole images.",

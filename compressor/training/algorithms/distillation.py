@@ -158,6 +158,8 @@ class Distillation(Algorithm):
         source="Hinton et al. (2015), Distilling the knowledge in a neural network; Zagoruyko and "
         "Komodakis (2017), Paying more attention to attention",
         functional="distillation_loss",
+        settings="`weight` and `task_weight`, which say how much the teacher and the "
+        "labels count; `temperature`, 1 to 4; `features` of named layers.",
         use_when="A compressed model is recovered and its reference is at hand.",
         avoid_when="The teacher is worse than the labels, or was trained with label smoothing.",
         cost="A forward pass of each teacher that is asked, and its memory.",

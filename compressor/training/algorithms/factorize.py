@@ -151,6 +151,8 @@ class Factorize(Algorithm):
         source="Denton et al. (2014), Exploiting Linear Structure Within Convolutional Networks "
         "for Efficient Evaluation; Kim et al. (2016), 1511.06530, for Tucker-2",
         functional="apply_factorization",
+        settings="`latent_channels` and `latent_features`, the part of the width that is "
+        "left; `min_channels` and `min_features`, below which layers stay.",
         use_when="A trained model is fine-tuned smaller, and its layers are wide.",
         avoid_when="Layers are narrow; or the engine may choose: its technique low_rank has a rank "
         "for each layer, and keeps to a budget.",

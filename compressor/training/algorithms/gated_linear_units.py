@@ -139,6 +139,8 @@ class GatedLinearUnits(Algorithm):
         summary="Multiplies the hidden features of a feed-forward by a second linear layer.",
         source="Shazeer (2020), GLU Variants Improve Transformer",
         functional="apply_gated_linear_units",
+        settings="`act_fn`, such as nn.SiLU(), for another gate; a trained model then "
+        "computes something else.",
         use_when="A transformer is trained for long. What a trained one computes stays, and it "
         "goes on from there.",
         avoid_when="The model is to be small: its feed-forwards grow by half.",

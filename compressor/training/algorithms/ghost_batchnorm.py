@@ -172,6 +172,7 @@ class GhostBatchNorm(Algorithm):
         source="Hoffer et al. (2017), Train longer, generalize better: closing the generalization "
         "gap in large batch training of neural networks",
         functional="apply_ghost_batchnorm",
+        settings="`ghost_batch_size`, the samples that share statistics.",
         use_when="Batches are large, and the noise of small ones is missed.",
         avoid_when="Batches, or micro-batches, are small already.",
         cost="A call of the batch norm for each part, and a copy of its outputs; nothing at "

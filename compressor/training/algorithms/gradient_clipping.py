@@ -96,6 +96,8 @@ class GradientClipping(Algorithm):
             "without normalization"
         ),
         functional="clip_gradients",
+        settings="`threshold`, somewhat above the usual norm; `kind`: 'norm', 'value' or "
+        "'adaptive'.",
         use_when="Training jumps or diverges: high learning rates, transformers, fp16, surgery.",
         avoid_when="The threshold is below the usual norm: every step then is a normalised one.",
         cost="One pass over the gradients a step; the adaptive kind, one over each tensor of them.",

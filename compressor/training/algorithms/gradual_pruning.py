@@ -74,6 +74,8 @@ class GradualPruning(Algorithm):
         source="Molchanov et al. (2017), Pruning convolutional neural networks for resource "
         "efficient inference; groups: Fang et al. (2023), DepGraph; schedule: Zhu and Gupta (2017)",
         functional=None,
+        settings="`kept_fraction` or `macs_fraction`, what is left; `end`, from which on "
+        "the rest is trained.",
         use_when="Much is to be cut: the weights adapt between cuts, and ranks are made anew.",
         avoid_when="A few channels go: cutting once and fine-tuning is simpler and as good.",
         cost="`updates` rankings; later batches are faster. With `macs_fraction` about twenty "

@@ -112,6 +112,7 @@ class GradualSparsity(Holding):
         source="Zhu and Gupta (2017), To prune, or not to prune; n:m: Mishra et al. (2021), "
         "Accelerating sparse deep neural networks",
         functional="magnitude_mask",
+        settings="`final_sparsity`, or a `pattern` such as '2:4'; `end`, from which on masks stay.",
         use_when="The target runs sparse weights faster, or the file is compressed.",
         avoid_when="The target computes densely: zeros are not skipped, prune channels instead.",
         cost="A byte a masked weight, two passes over the weights a step, `updates` sorts of them.",

@@ -64,6 +64,7 @@ class GroupRegularization(Algorithm):
         summary="Shrinks whole channels, the least important most, so that they can be cut.",
         source="Fang et al. (2023), DepGraph: Towards any structural pruning, section 3.3",
         functional="channel_shrinkage",
+        settings="`strength`: times learning rate and steps, it is how far weights shrink.",
         use_when="Before or while channels are pruned, if there are epochs to spend.",
         avoid_when="The schedule is short: weights shrink by the learning rate times strength.",
         cost="Two passes over the weights of the groups a step.",

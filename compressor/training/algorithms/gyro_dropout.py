@@ -172,6 +172,7 @@ class GyroDropout(Algorithm):
         source="Lee et al. (2022), Gyro Dropout: Maximizing Ensemble Effect in Neural Network "
         "Training",
         functional="apply_gyro_dropout",
+        settings="`sigma` subnetworks in all, `tau` at a time; `p`, where the layers have another.",
         use_when="A network that has nn.Dropout is trained from scratch.",
         avoid_when="A compressed model is recovered in a short fit: few masks are seen, each for "
         "a few batches; together with torch.compile, which compiles anew with the masks.",

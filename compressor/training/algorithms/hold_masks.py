@@ -35,6 +35,7 @@ class HoldMasks(Holding):
         source="Han et al. (2015), Learning both weights and connections for efficient neural "
         "networks",
         functional=None,
+        settings="`masks` by layer; without them, what is 0 when the fit begins is held.",
         use_when="The weights to keep were chosen before, by any criterion.",
         avoid_when="They are still to be chosen: GradualSparsity does it while training.",
         cost="A byte a weight of the layers, two passes over them a step.",

@@ -90,6 +90,7 @@ class LabelSmoothing(Algorithm):
         summary="Takes a little weight from the right class and gives it to all alike.",
         source="Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision",
         functional="smooth_labels",
+        settings="`smoothing`, the weight that is shared out.",
         use_when="A classifier is too sure of itself, or some labels are wrong.",
         avoid_when="A teacher is trained that others shall be distilled from; each class is "
         "judged by itself (several labels a sample), where 1 / K is not the middle.",

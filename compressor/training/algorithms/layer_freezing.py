@@ -91,6 +91,8 @@ class LayerFreezing(Algorithm):
         source="Brock et al. (2017), FreezeOut: Accelerate training by progressively freezing "
         "layers",
         functional="freeze_layers",
+        settings="`start`, when the first layer is frozen; `level`, the fraction that is "
+        "at the end.",
         use_when="Fine-tuning, whose first layers hardly change; backward passes get shorter.",
         avoid_when="Front layers were pruned or quantized and have to recover; together with "
         "torch.compile, which compiles anew at every change.",

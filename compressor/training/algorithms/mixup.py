@@ -98,6 +98,7 @@ class MixUp(Algorithm):
         summary="Trains on convex combinations of pairs of samples and of their targets.",
         source="Zhang et al. (2018), mixup: Beyond Empirical Risk Minimization",
         functional="mixup_batch",
+        settings="`alpha`: 0.2 mixes little, 1 makes all shares as likely.",
         use_when="An image classifier overfits, and training is long.",
         avoid_when="The fit is short or the model underfits, as small compressed ones do; inputs "
         "are no real numbers (tokens).",

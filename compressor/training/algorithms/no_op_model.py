@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from compressor.training.card import Card
 from compressor.training.tasks.base import TaskModel
 
 
@@ -23,6 +24,16 @@ class NoOpModel(TaskModel):
     >>> trainer.state.clock.batch, trainer.state.clock.sample
     (3, 12)
     """
+
+    card: ClassVar[Card] = Card(
+        summary="Does nothing in place of a model, to see what is left of the time of a training.",
+        source="MosaicML Composer, NoOpModel",
+        functional=None,
+        settings="None.",
+        use_when="A GPU waits, and it is not known whether for the loader.",
+        avoid_when="Anything is to be learnt.",
+        cost="That of the loader, the transfer to the device, and the trainer.",
+    )
 
     def __init__(self) -> None:
         super().__init__()

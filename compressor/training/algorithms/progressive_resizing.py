@@ -126,6 +126,8 @@ class ProgressiveResizing(Algorithm):
         summary="Trains on small images first, which is faster, and on full size at the end.",
         source="Howard (2018), Training Imagenet in 3 hours for $25; and CIFAR10 for $0.26",
         functional="resize_batch",
+        settings="`initial_scale` of a side; `delay_fraction`, the part of training at "
+        "that scale; `size_increment`, the stride of the network.",
         use_when="A convolutional network that takes any size is trained for long on large images.",
         avoid_when="Images are small already; the network takes one size only; ranges for "
         "quantization are being learnt.",

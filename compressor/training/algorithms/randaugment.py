@@ -104,6 +104,8 @@ class RandAugment(Algorithm):
         source="Cubuk et al. (2020), RandAugment: Practical Automated Data Augmentation with a "
         "Reduced Search Space",
         functional="randaugment_image",
+        settings="`magnitude`, how strong operations are, and `num_ops`; `mean` and `std` "
+        "that the images were normalised with.",
         use_when="An image classifier overfits, and training is long.",
         avoid_when="The fit is short or the model underfits; steps are shorter than the "
         "augmentation; ranges for quantization are being learnt.",

@@ -61,6 +61,8 @@ class SAM(Algorithm):
         source="Foret et al. (2021), Sharpness-aware minimization for efficiently improving "
         "generalization",
         functional="sam_perturbation",
+        settings="`rho`, the radius of the neighbourhood; `interval`: every so many "
+        "batches, which makes it cheaper.",
         use_when="A small or compressed model overfits, and there is time for twice the passes.",
         avoid_when="Training is short of time, or underfits.",
         cost="A second forward and backward pass at every `interval`-th batch, which fires the "

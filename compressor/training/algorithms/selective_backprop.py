@@ -136,6 +136,8 @@ class SelectiveBackprop(Algorithm):
         summary="Trains on the part of each batch whose loss is high, and skips the rest.",
         source="Jiang et al. (2019), Accelerating Deep Learning by Focusing on the Biggest Losers",
         functional="select_using_loss",
+        settings="`keep`, the fraction of a batch; `start` and `end`, fractions of the "
+        "training; `losses`, which gives the loss of each sample at once.",
         use_when="Much of a large data set is learnt already, and steps are long.",
         avoid_when="Labels are wrong at times, which have the highest losses; batches are small, "
         "and batch norms see still fewer samples; the fit is short.",

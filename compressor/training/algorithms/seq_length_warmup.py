@@ -128,6 +128,8 @@ class SeqLengthWarmup(Algorithm):
         source="Li, Zhang and He (2022), The Stability-Efficiency Dilemma: Investigating Sequence "
         "Length Warmup for Training GPT Models",
         functional="set_batch_sequence_length",
+        settings="`duration`, the fraction of training until sequences are whole; "
+        "`min_seq_length`.",
         use_when="A language model is trained from scratch with large batches or rates.",
         avoid_when="A trained model is fine-tuned; a target is one for the whole sequence; "
         "ranges for quantization are being learnt; together with torch.compile, which compiles "

@@ -162,6 +162,7 @@ class SqueezeExcite(Algorithm):
         summary="Weighs the channels of a convolution by what the whole image shows.",
         source="Hu et al. (2018), Squeeze-and-Excitation Networks",
         functional="apply_squeeze_excite",
+        settings="`latent_channels` of a gate; `min_channels`: lower it for narrow networks.",
         use_when="A convolutional network is trained for long, and accuracy counts more than time. "
         "What a trained one computes stays, and it goes on from there.",
         avoid_when="The model is to be small or fast: gates are added, and each waits for the mean "

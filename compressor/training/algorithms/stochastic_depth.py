@@ -148,6 +148,7 @@ class StochasticDepth(Algorithm):
         summary="Leaves residual branches out at random, the deeper the more often.",
         source="Huang et al. (2016), Deep Networks with Stochastic Depth",
         functional="apply_stochastic_depth",
+        settings="`drop_rate` of the last branch: higher for deeper networks.",
         use_when="A deep residual network overfits, and training is long.",
         avoid_when="The fit is short or the model underfits, as a compressed one does; it has a "
         "stochastic depth of its own; with a warm-up, together with torch.compile, which compiles "

@@ -151,7 +151,10 @@ class EMA(WeightAverage):
         summary="Evaluates and keeps an exponential moving average of weights and statistics.",
         source="Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging",
         functional="update_average",
-        use_when="Almost always: less noise in what is evaluated, no tuning of the last steps.",
+        settings="`decay_rate` and `period`: a fit of a few hundred steps wants a mean "
+        "over some tens, such as 0.98 and 20.",
+        use_when="The learning rate stays high: less noise in what is evaluated, and no tuning of "
+        "the last steps.",
         avoid_when="A fit of few steps beside `period`, or a learning rate that ends at 0 anyway.",
         cost="Memory for a copy of the model, and another during evaluation; one pass over the "
         "weights a step.",
@@ -257,6 +260,7 @@ class SWA(WeightAverage):
         source="Izmailov et al. (2018), Averaging weights leads to wider optima and better "
         "generalization",
         functional="update_average",
+        settings="`start`, and `interval` between the weights that are averaged.",
         use_when="Training ends at a learning rate that is high or constant.",
         avoid_when="The learning rate falls to 0: late weights are alike, and EMA is simpler. "
         "Masks of GradualSparsity that still grow in `start` to the end.",

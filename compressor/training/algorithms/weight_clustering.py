@@ -133,6 +133,7 @@ class WeightClustering(Holding):
         source="Han et al. (2016), Deep compression: Compressing deep neural networks with "
         "pruning, trained quantization and Huffman coding",
         functional=None,
+        settings="`bits` of an index: 2 ** bits values a layer.",
         use_when="The file must be small, and the target computes in float.",
         avoid_when="The target should be faster: it computes with the values as before. Use int8.",
         cost="A byte a weight; at every step a scatter and a gather over weights and gradients.",

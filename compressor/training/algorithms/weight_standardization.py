@@ -123,6 +123,7 @@ class WeightStandardization(Algorithm):
         source="Qiao et al. (2019), Micro-Batch Training with Batch-Channel Normalization and "
         "Weight Standardization",
         functional="apply_weight_standardization",
+        settings="`n_last_layers_ignore`, the convolutions at the end that stay as they are.",
         use_when="Batches are very small, and the norms are group norms or batch norms.",
         avoid_when="A trained model is compressed or shortly fine-tuned: what it computes changes. "
         "Convolutions have no norm behind them. Weights are pruned or masked in the same fit.",

@@ -3,15 +3,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.methods import describe
+from benchmarks.methods_table import METHODS
 from compressor.errors import ConfigError, DataError
 from compressor.training import TaskModel, Trainer
-from compressor.training.algorithms import EMA, Distillation
+from compressor.training.algorithms import SAM, CutMix, Distillation
 from compressor.training.recipes import (
     distill,
     finetune_compressed,
@@ -33,10 +36,14 @@ def keys(algorithms: Any) -> list[str]:
 def test_each_level_adds_to_the_one_below() -> None:
     teacher = make_model()
     mild, medium, hot = (keys(make(teacher)) for make in LEVELS.values())
-    assert set(mild) == {"ChannelsLast", "Distillation", "GradientClipping", "EMA"}
-    assert medium == [*mild, "MixUp", "LabelSmoothing"]
-    assert hot == [*medium, "CutMix", "SAM"]
-    assert keys(mild_algorithms(None)) == [name for name in mild if name != "Distillation"]
+    assert mild == ["ChannelsLast", "Distillation"]
+    assert medium == [*mild, "CutMix"]
+    assert hot == [*medium, "SAM"]
+
+
+def test_without_a_teacher_nothing_is_mixed() -> None:
+    found = [keys(make(None)) for make in LEVELS.values()]
+    assert found == [["ChannelsLast"], ["ChannelsLast"], ["ChannelsLast", "SAM"]]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -73,20 +80,24 @@ def test_algorithms_are_added_to_those_of_the_level() -> None:
     extra = Distillation(make_net())
     trainer = finetune_compressed("mild", make_net(), None, images(), algorithms=[extra])
     assert extra in trainer.state.algorithms
-    assert len(trainer.state.algorithms) == 4
+    assert len(trainer.state.algorithms) == 2
 
 
 def test_an_algorithm_with_the_key_of_one_of_the_levels_takes_its_place() -> None:
-    own = EMA(decay_rate=0.5, period=1)
+    own = SAM(interval=2)
     trainer = finetune_compressed("hot", make_net(), make_net(), images(), algorithms=[own])
-    averages = [each for each in trainer.state.algorithms if isinstance(each, EMA)]
-    assert averages == [own]
-    assert len(trainer.state.algorithms) == 8
+    assert [each for each in trainer.state.algorithms if isinstance(each, SAM)] == [own]
+    assert len(trainer.state.algorithms) == 4
 
 
-def test_a_teacher_comes_in_addition_to_the_labels() -> None:
-    found = [each for each in mild_algorithms(make_net()) if isinstance(each, Distillation)]
-    assert [(each.weight, each.task_weight) for each in found] == [(1.0, 1.0)]
+def test_a_level_is_made_of_what_the_benchmark_measured() -> None:
+    teacher = make_net()
+    place = SimpleNamespace(teacher=teacher)
+    measured = {method.name: method.make for method in METHODS}
+    mild, medium, hot = ([describe(each) for each in make(teacher)] for make in LEVELS.values())
+    alone = [measured[name](place) for name in ("ChannelsLast", "Distillation")]  # type: ignore[arg-type]
+    assert mild == [describe(each) for (each,) in alone]
+    assert [describe(CutMix()), describe(SAM(interval=4))] == [medium[-1], hot[-1]]
 
 
 def as_dicts() -> list[Any]:
