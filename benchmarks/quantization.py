@@ -44,6 +44,7 @@ from benchmarks.quantization_peers import (
 from compressor.export.onnx import export_onnx
 from compressor.export.quantize import quantize
 from compressor.interfaces.inputs import ModelInputs
+from compressor.profiling.counts import count
 from compressor.profiling.latency import interleave
 from compressor.quantization.observers import Method
 from compressor.quantization.plan import LayerFormat
@@ -138,6 +139,7 @@ class Bench:
         case, began = self.case, time.perf_counter()
         self.files["float32"] = export_onnx(case.model, case.example, self.folder / "float32.onnx")
         self.export_seconds = time.perf_counter() - began
+        self.counts = count(case.model, case.example.with_batch(1))  # bits change neither
         session = open_session(self.files["float32"])
         self.names = [item.name for item in session.get_inputs()]
         self.accuracy, self.answers = self.judge(self.files["float32"])
@@ -260,6 +262,8 @@ class Bench:
             "ms": None,
             **{latency_key(threads, batch): None for threads, batch in SETTINGS},
             "MB": file.stat().st_size / 1e6 if file else None,
+            "MACs": self.counts.macs if file else None,
+            "parameters": self.counts.params if file else None,
             "seconds": facts.get("seconds"),
             "peak MiB": facts.get("peak_mib"),
             "note": note,

@@ -183,6 +183,7 @@ class Comparison:
                     timing, reference = times[size][digest], times[size][float_file]
                     measured |= timing_facts(size, timing, reference)
             row |= measured
+            row |= {name: facts.get(name) for name in COUNTED}
             row["minutes"] = facts.get("minutes")
             row["how"] = facts.get("error") or facts.get("how", "")
             row["evidence"] = {
@@ -240,6 +241,7 @@ MEASURED = (
     ),
     *("size ratio", "peak MiB", "judged", "sha256"),
 )
+COUNTED = ("MACs", "parameters")  # by the row itself; rows in an older cache have none
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, float]:

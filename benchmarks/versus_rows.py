@@ -32,6 +32,7 @@ from benchmarks.versus_pruning import Prune, fastnas, prune_and_bisect, torch_pr
 from compressor.export.onnx import export_onnx
 from compressor.files import write_text
 from compressor.interfaces.inputs import ModelInputs
+from compressor.profiling.counts import count
 
 DELTA = 1.0  # points
 FILE, MADE = "model.onnx", "made.json"
@@ -75,13 +76,13 @@ class Task:
 def make_float(task: Task) -> Facts:
     """The reference."""
     export_onnx(task.case.model, ModelInputs((task.case.example,)), task.path)
-    return {}
+    return counted(task.case.model, task.case)
 
 
 def make_peer(task: Task, name: str) -> Facts:
     """What a tool makes of the reference's file."""
     run_peer(name, job(task, task.reference, task.path))
-    return {"how": name}
+    return {"how": name, **counted(task.case.model, task.case)}
 
 
 def make_expert(task: Task) -> Facts:
@@ -98,10 +99,16 @@ def bisect(task: Task, prune: Prune) -> Facts:
     """The largest ratio that holds; plain int8 if none does."""
     deadline = time.monotonic() + 60 * task.minutes
     method = DYNAMIC if task.case.kind == "transformer" else STATIC
+    counts: dict[Path, Facts] = {}
+
+    def write(model: nn.Module, path: Path) -> float:
+        counts[path] = counted(model, task.case)
+        return write_int8(task, method, model, path)
+
     best, facts = prune_and_bisect(
         prune,
         task.case,
-        partial(write_int8, task, method),
+        write,
         task.folder,
         least_percent=task.reference_percent() - DELTA,
         deadline=deadline,
@@ -109,10 +116,12 @@ def bisect(task: Task, prune: Prune) -> Facts:
     )
     if best is None:
         run_peer(method, job(task, task.reference, task.path))
-        return {**facts, "how": "no ratio holds: plain int8"}
+        plain = counted(task.case.model, task.case)
+        return {**facts, **plain, "how": "no ratio holds: plain int8"}
     shutil.copyfile(best, task.path)
     held = next(a for a in facts["attempts"] if best.name == f"ratio-{a['ratio']:.4f}.onnx")
-    return {**facts, "how": f"ratio {held['ratio']:g}, {held['epochs']} epochs"}
+    how = f"ratio {held['ratio']:g}, {held['epochs']} epochs"
+    return {**facts, **counts[best], "how": how}
 
 
 def write_int8(task: Task, method: str, model: nn.Module, path: Path) -> float:
@@ -149,7 +158,7 @@ def make_ours(task: Task) -> Facts:
             "progress": False,
         },
     )
-    engine.run()
+    small = engine.run()
     result = engine.result
     assert result is not None
     shutil.copyfile(result.artifacts["onnx"], task.path)
@@ -157,6 +166,7 @@ def make_ours(task: Task) -> Facts:
     return {
         "how": result.reason or result.plan.describe(),
         "variants": len(result.variants),
+        **counted(small, case),
         "certificate": {
             "accuracy %": certificate.metric,
             "interval of the drop": (
@@ -181,6 +191,12 @@ ROWS: dict[str, Callable[[Task], Facts]] = {
     "ours": make_ours,
 }
 REQUIREMENTS = {"nncf": "nncf", "modelopt": "modelopt", "expert": "torch_pruning"}
+
+
+def counted(model: nn.Module, case: Case) -> Facts:
+    """MACs of one sample, and parameters; eight bits change neither."""
+    counts = count(model, ModelInputs((case.example[:1],)))
+    return {"MACs": counts.macs, "parameters": counts.params}
 
 
 def job(task: Task, float_path: Path, path: Path) -> Job:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,27 +13,27 @@ from typing import Any
 
 from compressor.config import Config
 from compressor.distributed.launch import join
-from compressor.errors import StudyError
+from compressor.errors import CheckpointError
 from compressor.evidence import Sensed
 from compressor.files import write_text
 from compressor.frameworks.base import Exported, Framework, Job, Judged, Workbench
 from compressor.frameworks.leading import Leader, follow, lead
 from compressor.hardware import describe_machine
-from compressor.interfaces.metrics import check_delta
 from compressor.logs import get_logger
 from compressor.progress import Progress
-from compressor.report.html import write_report
 from compressor.result import (
     Certificate,
     Cost,
     Plan,
     Result,
+    VariantRecord,
     digest,
     from_mapping,
 )
 from compressor.search.attempts import Attempts
 from compressor.search.budget import Spending
-from compressor.search.certificate import broken_limits, conclude, explain, make_certificate
+from compressor.search.certificate import broken_limits, make_certificate
+from compressor.search.choosing import choose
 from compressor.search.damage_map import DamageMap
 from compressor.search.deepsearch import require_optuna
 from compressor.search.effort import (
@@ -45,7 +45,8 @@ from compressor.search.effort import (
     trials_limit,
 )
 from compressor.search.eta import Eta
-from compressor.search.goal import Goal, frontier
+from compressor.search.finished import REPORT, read_finished, write_page
+from compressor.search.goal import Goal, frontier, make_goal
 from compressor.search.levels import Depth, Levels
 from compressor.search.making import InlineMaker, Maker
 from compressor.search.phases import Phases
@@ -54,15 +55,6 @@ from compressor.search.variants import Variants
 from compressor.seeding import isolated_rng
 
 logger = get_logger(__name__)
-
-REPORT = "report"  # among the artifacts
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # full or read-only
-RESOURCES = {
-    "compression": "size_bytes",
-    "quantization": "size_bytes",
-    "latency": "latency_ms",
-    "macs": "macs",
-}
 
 
 class Engine:
@@ -130,7 +122,7 @@ class Engine:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 job = replace(job, is_dryrun=True, config=_dry(self.config))
             else:
-                folder = Path(self.config.run_dir or "compressor_run")
+                folder = self._folder()
             processes = join(job.config.device, use_horovod=job.config.use_horovod)
             team = stack.enter_context(processes)
             if team.context.is_main:
@@ -147,7 +139,7 @@ class Engine:
         Raises:
             CompressorError: bad input; as `run`.
         """
-        config, folder = self.config, Path(self.config.run_dir or "compressor_run")
+        config, folder = self.config, self._folder()
         with (
             open_run_dir(folder) as run,
             Progress(config.progress) as progress,
@@ -155,7 +147,8 @@ class Engine:
         ):
             bench = self.framework.open(self.job, folder, progress)
             bench.check()
-            goal = _goal(config, _profile(bench, run))
+            reference = _profile(bench, run)
+            goal = make_goal(config, reference.metrics, reference.cost)
             spending = Spending(config.budget.minutes, trials=0)
             damages = DamageMap(bench, bench.propose(), run.damage, run.study, spending, progress)
             damages.sense()
@@ -165,6 +158,10 @@ class Engine:
     def job(self) -> Job:
         """What was handed in, with the configuration as it is now."""
         return replace(self._job, config=self.config)
+
+    def _folder(self) -> Path:
+        """Where the run is kept, whatever the working directory becomes."""
+        return Path(self.config.run_dir or "compressor_run").absolute()
 
     def _run(self, folder: Path, job: Job, leader: Leader) -> Result:
         with open_run_dir(folder) as run, Progress(job.config.progress) as progress:
@@ -177,20 +174,14 @@ class Engine:
                     f"Interrupted. What is done is saved: run again with run_dir={str(folder)!r} "
                     "to go on from it."
                 ) from None
-            except OSError as error:
-                if error.errno not in UNWRITABLE:
-                    raise
-                raise StudyError(
-                    f"Writing to {str(folder)!r} failed: {error}. What was saved before is "
-                    "intact; free space and start again with the same run_dir to go on."
-                ) from error
 
     def _compress(
         self, bench: Workbench[Any], config: Config, run: RunDir, progress: Progress
     ) -> Result:
         key = digest([bench.job_digest(), _job_json(config)])
-        if _is_finished(run, key):
-            return _reload(bench, run)
+        finished = _finished(bench, run, key)
+        if finished is not None:
+            return finished
         if config.deepsearch:
             require_optuna()
         spending = Spending(
@@ -214,7 +205,7 @@ class Engine:
         with progress.task("check and profile the reference", total=None):
             bench.check()
             reference = _profile(bench, run)
-        goal = _goal(config, reference)
+        goal = make_goal(config, reference.metrics, reference.cost)
 
         phases.begin("sense", "the reference is known")
         choices = bench.propose()
@@ -235,16 +226,22 @@ class Engine:
             depth = _depth(config, run, bench)
             levels = Levels(attempts, damages, spending, effort, depth, is_number=bench.is_number)
             best = levels.run()
+        eta.end()
         records = attempts.records
-        reason = explain(goal, best, reference.cost, records, choices=len(choices))
-        best = None if reason else best
-        attempts.say(conclude(goal, best, records, reason))
 
         phases.begin("certify", "the search ended")
-        plan = best.plan if best else Plan()
-        model = variants.load(best) if best else bench.build(plan)
         with progress.task("export and certify", total=None):
-            exported = bench.export(model, plan, run.exports)
+            best, reason, (model, exported) = choose(
+                goal,
+                best,
+                reference.cost,
+                records,
+                choices=len(choices),
+                deploy=lambda record: _deploy(bench, variants, record, run.exports),
+                cost=lambda deployed: deployed[1].judged.cost,
+                say=attempts.say,
+            )
+        plan = best.plan if best else Plan()
         looks = run.count_looks(key, config.holdout or config.eval_split, config.holdout is None)
         certificate = _certify(bench, goal, reference, exported, config, looks)
         phases.end()
@@ -254,7 +251,7 @@ class Engine:
             variants=records,
             frontier=frontier(goal, records),
             decisions=tuple(attempts.decisions),
-            artifacts={**exported.artifacts, REPORT: run.report},
+            artifacts=_absolute({**exported.artifacts, REPORT: run.report}),
             plan=plan,
             lost=tuple(bench.lost()),
             info={
@@ -275,7 +272,7 @@ class Engine:
         values = {**result.to_json(), "key": key}
         run.report.unlink(missing_ok=True)  # of an earlier run: a crash now must not leave it here
         write_text(run.result, json.dumps(values, indent=1))
-        write_report(values, run.report)
+        write_page(values, run.report)
         return result
 
 
@@ -310,29 +307,29 @@ def _job_json(config: Config) -> dict[str, Any]:
     return {**decisive, "workers": config.executor.workers}
 
 
-def _is_finished(run: RunDir, key: str) -> bool:
-    """Whether this very run ended here, and its files are still there."""
+def _finished(bench: Workbench[Any], run: RunDir, key: str) -> Result | None:
+    """The result with its model, if this very run ended here and its files are still there."""
     if not run.result.exists():
-        return False
+        return None
     try:
-        values = json.loads(run.result.read_text())
-    except ValueError:
-        logger.warning("%s cannot be read: it is written anew", run.result)
-        return False
-    return values.get("key") == key and all(
-        Path(path).exists() for name, path in values["artifacts"].items() if name != REPORT
-    )
-
-
-def _reload(bench: Workbench[Any], run: RunDir) -> Result:
-    """The finished result of this very job, with its model."""
+        result, values = read_finished(run.result)
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        return None
+    files = {kind: path for kind, path in result.artifacts.items() if kind != REPORT}
+    if values.get("key") != key or not all(path.exists() for path in files.values()):
+        return None
     logger.info("run_dir %s holds this run, finished: nothing is done again", run.path)
-    values = json.loads(run.result.read_text())
-    artifacts = {name: Path(path) for name, path in values["artifacts"].items()}
     if not run.report.exists():  # it is made of what was read
-        write_report(values, run.report)
-    model = bench.load(artifacts["model_dir"])
-    return Result.from_json(values, model, lambda: bench.runtime_model(artifacts))
+        write_page(values, run.report)
+    result.model = bench.load(files["model_dir"])
+    result.open_runtime = lambda: bench.runtime_model(files)
+    return result
+
+
+def _absolute(artifacts: Mapping[str, Path]) -> dict[str, Path]:
+    """The same files, wherever they are asked for from."""
+    return {kind: path.absolute() for kind, path in artifacts.items()}
 
 
 @contextmanager
@@ -356,27 +353,13 @@ def _profile(bench: Workbench[Any], run: RunDir) -> Judged:
     return reference
 
 
-def _goal(config: Config, reference: Judged) -> Goal:
-    key = config.eval_key or next(iter(reference.metrics))
-    is_larger_better = config.metric_mode == "max"
-    check_delta(config.delta, key, reference.metrics[key], is_larger_better=is_larger_better)
-    budget = config.budget
-    limits = {"latency_ms": budget.latency_ms, "size_bytes": budget.size_bytes, "macs": budget.macs}
-    resource = RESOURCES[config.optimization]
-    also = [RESOURCES[word] for word in config.also_optimize]
-    others = tuple(name for name in dict.fromkeys(also) if name != resource)
-    shares = tuple(1 / max(getattr(reference.cost, name), 1e-9) for name in (resource, *others))
-    return Goal(
-        key=key,
-        reference=reference.metrics[key],
-        delta=config.delta,
-        is_larger_better=is_larger_better,
-        resource=resource,
-        limits=tuple((name, bound) for name, bound in limits.items() if bound is not None),
-        also=others,
-        weights=shares if others else (1.0,),
-        reference_cost=reference.cost,
-    )
+def _deploy(
+    bench: Workbench[Any], variants: Variants, record: VariantRecord | None, folder: Path
+) -> tuple[Any, Exported]:
+    """A variant, or the reference, and its files in place of those of another."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model = variants.load(record) if record else bench.build(Plan())
+    return model, bench.export(model, record.plan if record else Plan(), folder)
 
 
 def _certify(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+HOPELESS = 1e6  # stands for an infinite damage where numbers must be finite: maps on disk, sums
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class Sensed:
         technique: registered name.
         site: where, by the reference's module names.
         label: what a person calls the setting.
-        damage: divergence of the outputs; 0 is none.
+        damage: divergence of the outputs; 0 is none, infinity is hopeless: outputs that are no
+            numbers, or a choice that cannot be made. JSON has null for it.
         saved: what it saves of each resource that the run wanted to be small, in the unit of its
             name, such as {"latency_ms": 0.02}; negative where it costs.
     """
@@ -28,16 +32,18 @@ class Sensed:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "saved": dict(self.saved)}
+        damage = self.damage if math.isfinite(self.damage) else None
+        return {**asdict(self), "damage": damage, "saved": dict(self.saved)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Sensed:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; earlier files have `HOPELESS` for null."""
+        damage = values["damage"]
         return cls(
             values["technique"],
             values["site"],
             values["label"],
-            values["damage"],
+            math.inf if damage is None or not damage < HOPELESS else damage,
             dict(values["saved"]),
         )
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress as Bars
 
-LEAST_SECONDS = 1.0  # of an estimate that is still worth a number
+LEAST_SECONDS = 1.0  # that are said to be left; an estimate knows no less
 
 
 class Advance(Protocol):
@@ -38,9 +38,9 @@ class Standing:
         metric: its name.
         reference: its value for the reference.
         bound: the worst value that is within delta.
-        last: its value for the last variant.
+        last: its value for the last variant; None also if that one failed.
         best: its value for the best variant within delta.
-        gain: what that one saves: "2.71x faster".
+        gain: what that one saves: "2.7x faster".
         ends_at: when the run should be done, on the clock of `time.monotonic`.
     """
 
@@ -78,11 +78,10 @@ class Standing:
         parts = [f"reference {self.reference:.4g}", f"bound {self.bound:.4g}"]
         if self.last is not None:
             parts.append(f"last {self.last:.4g}")
-            parts.append(
-                "none within delta yet"
-                if self.best is None
-                else f"best {self.best:.4g}{f' and {self.gain}' if self.gain else ''}"
-            )
+        if self.best is not None:
+            parts.append(f"best {self.best:.4g}{f' and {self.gain}' if self.gain else ''}")
+        elif self.last is not None:
+            parts.append("none within delta yet")
         return f"{self.metric}: {_join(*parts)}"
 
     def line(self) -> str:
@@ -93,9 +92,9 @@ class Standing:
         if self.ends_at is None or not math.isfinite(self.ends_at):
             return ""
         seconds = self.ends_at - time.monotonic()
-        if seconds < LEAST_SECONDS:
+        if seconds < 0:
             return "longer than was expected"
-        return f"about {roughly(seconds)} left"
+        return f"about {roughly(max(seconds, LEAST_SECONDS))} left"
 
 
 class Progress:

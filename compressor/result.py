@@ -237,7 +237,10 @@ class LatencyErrors:
         errors = [
             abs(record.predicted["latency_ms"] / record.cost.latency_ms - 1)
             for record in records
-            if len(record.plan) and record.cost is not None and "latency_ms" in record.predicted
+            if len(record.plan)
+            and record.cost is not None
+            and record.cost.latency_ms > 0
+            and "latency_ms" in record.predicted
         ]
         return cls(len(errors), median(errors)) if errors else None
 
@@ -275,9 +278,10 @@ class Interval:
     Attributes:
         low: of the drop, on the metric's scale; negative is better than the reference.
         high: the other end.
-        confidence: that the true drop lies between them, whichever of the judged variants it is of.
+        confidence: that the true drop lies between them, whichever evaluation it was chosen by.
         chunks: disjoint parts of the split, on which both models were evaluated.
-        looks: variants that the split had judged.
+        looks: evaluations of compressed models on that split that the interval is widened for: one
+            for each variant, and one for each epoch after which a variant was evaluated.
     """
 
     low: float

@@ -124,11 +124,11 @@ def technique_page(cls: type[Technique]) -> str:
         "",
         "## What it chooses from",
         "",
-        _described(cls.choices).text,
+        described(cls.choices).text,
         "",
         "## What it does to a model",
         "",
-        _described(cls.apply).text,
+        described(cls.apply).text,
         "",
         "## By itself",
         "",
@@ -188,7 +188,7 @@ def _options(cls: type) -> list[str]:
     parameters = inspect.signature(cls).parameters.values()
     if not parameters:
         return []
-    meanings = _described(cls).arguments | _described(cls.__init__).arguments
+    meanings = described(cls).arguments | described(cls.__init__).arguments
     lines = ["## Options", "", "| option | default | what it means |", "|---|---|---|"]
     for each in parameters:
         default = "" if each.default is each.empty else f"`{_shown(each.default)}`"
@@ -200,7 +200,7 @@ def _options(cls: type) -> list[str]:
 def _functional(name: str) -> list[str]:
     """A function of `compressor.functional`: its call, what it does, its example."""
     function = getattr(functional, name)
-    described = _described(function)
+    about = described(function)
     lines = [
         f"## `cf.{name}`",
         "",
@@ -208,14 +208,14 @@ def _functional(name: str) -> list[str]:
         f"cf.{name}{_signature(function)}",
         "```",
         "",
-        described.text,
+        about.text,
         "",
     ]
-    lines += [f"- `{key}`: {meaning}" for key, meaning in described.arguments.items()]
-    if described.arguments:
+    lines += [f"- `{key}`: {meaning}" for key, meaning in about.arguments.items()]
+    if about.arguments:
         lines.append("")
-    if described.example:
-        lines += ["```pycon", described.example, "```", ""]
+    if about.example:
+        lines += ["```pycon", about.example, "```", ""]
     return lines
 
 
@@ -230,15 +230,15 @@ def _shown(value: object) -> str:
     return value.__name__ if inspect.isfunction(value) or inspect.isclass(value) else repr(value)
 
 
-def _described(item: object) -> Described:
-    """Text, arguments and example of a docstring in Google's style."""
+def described(item: object, section: str = "Args") -> Described:
+    """Text, arguments (or attributes) and example of a docstring in Google's style."""
     doc = inspect.getdoc(item) or ""
     doc, _, example = doc.partition("\n>>> ")
     parts = SECTION.split(doc)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    arguments: dict[str, str] = {}
-    for section in ("Args",):
-        pieces = ARGUMENT.split(inspect.cleandoc("\n" + sections.get(section, "")))
-        for name, meaning in zip(pieces[1::2], pieces[2::2], strict=True):
-            arguments[name] = " ".join(meaning.split())
+    pieces = ARGUMENT.split(inspect.cleandoc("\n" + sections.get(section, "")))
+    arguments = {
+        name: " ".join(meaning.split())
+        for name, meaning in zip(pieces[1::2], pieces[2::2], strict=True)
+    }
     return Described(parts[0].strip(), arguments, f">>> {example}".strip() if example else "")

@@ -36,10 +36,30 @@ config:                        # as `Config.from_yaml` reads it
   budget: {minutes: 30}
 ```
 
-Paths in it begin in the folder of the file. The factory returns a mapping of what `Engine` takes:
-`model` and `data`, and where the defaults do not fit `forward_pass`, `eval_func`,
-`loss_function_cls` and `loss_function_kwargs`; or an `Engine`. A `config` among them lies under
-that of the file. A factory with a parameter `run_dir` is given the folder of the run.
+The factory, here in `train.py` beside it, makes the model and the data:
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def make_job(width):
+    points = torch.randn(512, 16)  # here stand your data
+    data = TensorDataset(points, (points.sum(dim=1) > 0).long())
+    loader = DataLoader(data, batch_size=64)
+    model = nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 2))  # and your weights
+    return {"model": model, "data": {"train": loader, "test": loader}}
+```
+
+It returns a mapping of what `Engine` takes: `model` and `data`, and where the defaults (of a
+classifier) do not fit `forward_pass`, `eval_func`, `loss_function_cls` and `loss_function_kwargs`;
+or an `Engine`. A `config` among them, a mapping or the path of a YAML file, lies under that of the
+job file. A factory with a parameter `run_dir` is given the folder of the run.
+
+Where the job file names another file, its path begins in the folder of the job file, and so does
+that of a `config`; without a job file they begin where the command is typed. There begin `run_dir`
+and `export.root_path` too.
 
 ```bash
 compressor run job.yaml                                   # in runs/job, unless it names a run_dir
@@ -48,7 +68,7 @@ compressor run train.py:make_job --run-dir runs/small     # the factory alone
 torchrun --nproc_per_node 2 -m compressor run job.yaml    # in two processes
 compressor resume runs/job                                # go on after a crash or Ctrl-C
 compressor compare runs/job runs/small                    # their certificates side by side
-compressor export runs/job --format onnx --to deploy
+compressor export runs/job --format onnx --to deploy      # --format torchscript makes that file
 ```
 
 `run` writes `job.json` into the folder: what `resume` reads, and what `export` makes missing files

@@ -16,7 +16,10 @@ from docs.cards import (
     techniques_page,
 )
 from docs.cli_page import cli_page
+from docs.code_blocks import CONTRIBUTING, contributing_page
+from docs.examples_page import examples_page
 from docs.measured_methods import methods_page
+from docs.options_page import options_page
 from docs.programs import benchmark_programs_page
 from docs.reference import REFERENCE, index_page, reference_page
 from docs.result_schema import result_page
@@ -30,6 +33,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "benchmark_programs.md": benchmark_programs_page,
     "methods.md": methods_page,
     "cli.md": cli_page,
+    "examples.md": examples_page,
+    "options.md": options_page,
     "result.md": result_page,
     "api/index.md": index_page,
     **{f"api/{file}.md": partial(reference_page, file) for file in REFERENCE},
@@ -38,6 +43,7 @@ PAGES: dict[str, Callable[[], str]] = {
         f"algorithms/{cls.__name__.lower()}.md": partial(algorithm_page, cls)
         for cls in algorithm_classes()
     },
+    CONTRIBUTING: contributing_page,  # counts the blocks of the others
 }
 
 

@@ -63,7 +63,7 @@ def methods_page() -> str:
     if not found:
         return "\n".join([*lines, "There are no results yet."]) + "\n"
     summary, schedules = found["summary"], found["schedules"]
-    lines += how_measured(summary, schedules)
+    lines += how_measured(summary, schedules, found["rows"])
     lines += ["## One method at a time", "", methods_table(found["rows"]), ""]
     lines += ["## Combinations, and what `finetune_compressed` is made of", ""]
     lines += [*combinations(found["levels"], schedules), ""]
@@ -78,16 +78,19 @@ INTRODUCTION = (
 )
 
 
-def how_measured(summary: Row, schedules: Mapping[str, Any]) -> list[str]:
+def how_measured(summary: Row, schedules: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """The columns in words, with the schedules."""
     scratch, recovery, text = (schedules[name] for name in ("scratch", "recovery", "text"))
     before, after, estimated = (
         f"{summary[f'{name}_accuracy']:.1f} %" for name in ("reference", "pruned", "reestimated")
     )
+    recovered, of_images = seeds(rows, "recovery"), seeds(rows, "scratch")
+    of_text = seeds(rows, "scratch", "BERT")
     return [
         "- **Step time**: processor time of a step with the method, over one without, on one",
         "  thread; ± is half of the middle half of the rounds. Below 1 is faster. What is done",
-        "  once, when a fit begins or ends, is not in it.",
+        "  once, when a fit begins or ends, is not in it. Other programs ran meanwhile: a few",
+        "  hundredths are no difference.",
         "- **Short training**: gain in points of accuracy over plain training, from random",
         f"  weights: {told(scratch)}, or {told(text)}.",
         "- **Recovery**: gain over plain fine-tuning of the trained ResNet-20 without half of its",
@@ -95,14 +98,23 @@ def how_measured(summary: Row, schedules: Mapping[str, Any]) -> list[str]:
         f"  {estimated} with its batch norms re-estimated, which is no training.",
         "- Factorize, GradualSparsity, HoldMasks and WeightClustering make a model smaller still:",
         "  what they lose is the price of that. GradualPruning begins with the whole network and",
-        "  cuts it by as much.",
+        "  cuts it by as much; its five cuts fall into the few steps that are timed, and weigh",
+        "  less in a longer fit.",
         "- ± of a gain is the standard deviation over seeds; of a seed all methods see the same",
-        "  batches. The images that judge are 1,017, the sentences 872: they are the same for",
-        "  all rows, but differences below a point say little of others. Trainings are short and",
-        "  images small: what a method gives in long ones is not shown, nor is what it was made",
+        f"  batches. There are {recovered} seeds of a recovery, {of_images} of a short training of",
+        f"  images and {of_text} of one of sentences; a gain without ± has one.",
+        "- The images that judge are 1,017, the sentences 872: they are the same for all rows, but",
+        "  differences below a point say little of others. Trainings are short and images small:",
+        "  what a method gives in long ones is not shown, nor is what it was made",
         "  for, such as speed at large images or sequences.",
         "",
     ]
+
+
+def seeds(rows: Sequence[Row], kind: str, network: str = "ResNet") -> str:
+    """How many a row has."""
+    counts = {row[f"{kind} seeds"] for row in rows if network in row["network"]} - {0}
+    return " to ".join(str(each) for each in sorted({min(counts), max(counts)})) if counts else "0"
 
 
 def told(schedule: Row) -> str:
@@ -172,18 +184,20 @@ def combinations(rows: Sequence[Row], schedules: Mapping[str, Any]) -> list[str]
 CHOICE = (
     "`finetune_compressed` was chosen by these tables:",
     "",
-    "- **mild** is distillation with its defaults, of which the labels have a tenth. No method",
-    "  alone gained as much in the short recovery. What `mild` was made of before, labels at full",
-    "  weight, an average of the weights and clipping, is left out: the average gained nothing",
-    "  where the learning rate falls to 0, and clipping gradients at a norm of 1 lost.",
-    "- **medium** adds CutMix, which lost much where it was alone, and beside a teacher less than",
-    "  MixUp and RandAugment did. MixUp and label smoothing, which it had, are left out.",
+    "- **mild** is distillation with its defaults, of which the labels have a tenth: the method",
+    "  that gained most by itself in the short recovery. In the longer one it is ahead of plain",
+    "  fine-tuning on average and not with every seed. What else `mild` had is left out: labels",
+    "  at full weight, which gained less with the one seed that was tried; an average of the",
+    "  weights, which gained nothing where the learning rate falls to 0; and clipping gradients",
+    "  at a norm of 1, which lost.",
+    "- **medium** adds CutMix, which lost much where it was alone, and beside a teacher no more",
+    "  than MixUp and RandAugment did. MixUp and label smoothing, which it had, are left out.",
     "- **hot** adds SAM at every fourth batch.",
     "",
-    "Neither of the two is shown to be better than `mild`: in such short trainings nothing beat",
-    "the teacher alone. They are for the longer ones that they do by default, where a network sees",
-    "the same few images many times; try `mild` first. The tables are of one small network and",
-    "one data set, and the choice was made on the images that judge.",
+    "Neither of the two is shown to be better than `mild`: in such short trainings nothing that",
+    "was added to the teacher gained. They are for the longer ones that they do by default, where",
+    "a network sees the same few images many times; try `mild` first. The tables are of one small",
+    "network and one data set, and the choice was made on the images that judge.",
 )
 
 

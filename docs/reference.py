@@ -12,6 +12,11 @@ from compressor import functional
 
 DOTTED = "::: "
 WIDTH = 88
+IN_FULL = (
+    "Arguments, types and errors follow on the site (`mkdocs serve --config-file "
+    "docs/site/mkdocs.yml`, with what the extra `docs` installs). In Python `help(name)` says the "
+    "same."
+)
 
 
 class Page(NamedTuple):
@@ -25,7 +30,8 @@ class Page(NamedTuple):
 REFERENCE = {
     "engine": Page(
         "Engine, configuration, result",
-        "What [the quickstart](../quickstart.md) uses, and every option of `config`.",
+        "What [the quickstart](../quickstart.md) uses. The options of `config`, with examples: "
+        "[options](../options.md).",
         (
             "Engine",
             "TorchFramework",
@@ -170,9 +176,14 @@ def index_page() -> str:
 
 
 def reference_page(file: str) -> str:
-    """One page: a directive for each name, which the site replaces by its documentation."""
+    """One page: a line for each name, then a directive that the site replaces by all of it."""
     page = REFERENCE[file]
     lines = [f"# {page.title}", "", page.intro, "", "```python", *_imports(page.names), "```", ""]
+    lines += ["| name | what it is |", "|---|---|"]
+    for name in page.names:
+        found = _find(name)
+        lines.append(f"| `{found.__name__}` | {_summary(found)} |")
+    lines += ["", IN_FULL, ""]
     for name in page.names:
         found = _find(name)
         lines += [f"{DOTTED}{found.__module__}.{found.__qualname__}", ""]

@@ -42,6 +42,18 @@ In dark colours, and on a phone:
 
 ![The same on a phone](images/report_phone.png)
 
+Further down: what each choice would cost, with dots on what was taken; every layer before and
+after; and how the finalists were trained.
+
+![The heat map of the damages](images/report_sensitivity.png)
+
+![Layer by layer](images/report_layers.png)
+
+![Training of the finalists](images/report_training.png)
+
+The figures of the charts are in tables too, below each. Of a `result.json` that lacks something, or
+has an odd value somewhere, the page shows the rest.
+
 The pictures are of a run of `python -m docs.screenshots --trials 5`, while other programs ran: its
 milliseconds are larger than those of a quiet machine, its ratios are those of one moment.
 """

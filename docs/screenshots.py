@@ -19,6 +19,7 @@ SIZES = {  # name: width, height, colours
     "phone": (390, 1500, "light"),
     "dark": (1280, 1500, "dark"),
 }
+SECTIONS = {"sensitivity": "#sensitivity", "layers": "#layers", "training": "#training"}
 MOST_BYTES = 300_000  # of a picture
 
 
@@ -56,7 +57,10 @@ def compress(folder: Path, trials: int) -> None:
 
 
 def take_pictures(page: Path, folder: Path) -> None:
-    """One picture of `page` for each of `SIZES`, as `report_<name>.png` in `folder`."""
+    """One picture of `page` for each of `SIZES` and `SECTIONS`: `report_<name>.png` in `folder`.
+
+    Sizes show the top of the page; sections are taken whole, on a desktop in light colours.
+    """
     from tests.report.browser import launched
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,10 +72,15 @@ def take_pictures(page: Path, folder: Path) -> None:
             tab = context.new_page()
             tab.goto(page.absolute().as_uri())
             tab.wait_for_selector("html[data-ready=true]")
-            path = folder / f"report_{name}.png"
-            tab.screenshot(path=path)
-            assert path.stat().st_size < MOST_BYTES, f"{path} is too large for the docs."
+            tab.screenshot(path=folder / f"report_{name}.png")
+            if name == "desktop":
+                tab.locator("button[data-chart=damage]").nth(1).click()  # more than one column
+                for section, place in SECTIONS.items():
+                    tab.locator(place).screenshot(path=folder / f"report_{section}.png")
             context.close()
+    for name in (*SIZES, *SECTIONS):
+        path = folder / f"report_{name}.png"
+        assert path.stat().st_size < MOST_BYTES, f"{path} is too large for the docs."
 
 
 if __name__ == "__main__":

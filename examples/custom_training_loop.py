@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
         config={
             "delta": arguments.delta,
             "optimization": "macs",
+            "techniques": ["channel_pruning"] if is_quick else None,
             "external_training_loop": loop,
             "device": "CPU",
             "budget": {"trials": 1 if is_quick else 4},

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
         config={
             "delta": arguments.delta,
             "optimization": "compression",
-            "techniques": ["channel_pruning", "quantization"],
+            "techniques": ["channel_pruning"] if is_quick else ["channel_pruning", "quantization"],
             "device": arguments.device,
             "use_horovod": arguments.horovod,
             "budget": {"trials": 1 if is_quick else 4},

@@ -12,7 +12,9 @@ import pytest
 
 from compressor.engine import Engine
 from compressor.errors import ConfigError, StudyError
+from compressor.progress import Progress, Standing
 from compressor.result import Result
+from compressor.search import finished
 from compressor.search.run_dir import open_run_dir
 from tests.fakes import LAYERS, REFERENCE_ACCURACY, FakeBench, FakeFramework
 
@@ -167,6 +169,56 @@ def test_a_run_that_dies_goes_on_to_the_same_result(
     assert [r.id for r in resumed.variants] == [r.id for r in whole.variants]
 
 
+def test_a_finished_run_is_read_from_any_directory_and_in_a_moved_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was certified anew: relative paths in `result.json` began in another directory."""
+    monkeypatch.chdir(tmp_path)
+    first, _ = run(Path("here"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in (Path("../here"), tmp_path / "moved"):
+        if folder.is_absolute():
+            shutil.move(tmp_path / "here", folder)
+        again, bench = run(folder)
+        assert not set(bench.calls) & {"baseline", "build", "recover", "judge", "export"}
+        assert again.certificate == first.certificate
+        assert again.runtime_model().plan == first.plan
+    assert all(path.is_relative_to(tmp_path / "moved") for path in again.artifacts.values())
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"key": "KEY", "artifacts": {}}'])
+def test_a_result_that_is_none_is_made_anew(tmp_path: Path, text: str) -> None:
+    first, _ = run(tmp_path)
+    path = tmp_path / "result.json"
+    path.write_text(text.replace("KEY", json.loads(path.read_text())["key"]))
+    second, bench = run(tmp_path)
+    assert "export" in bench.calls
+    assert second.certificate == first.certificate
+    assert "result.json is damaged" in (tmp_path / "engine.log").read_text()
+
+
+def test_a_fault_of_the_page_does_not_cost_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("no chart")
+
+    monkeypatch.setattr(finished, "write_report", fail)
+    first, _ = run(tmp_path)
+    assert first.certificate.within_delta
+    assert not (tmp_path / "report.html").exists()
+    log = (tmp_path / "engine.log").read_text()
+    assert "ZeroDivisionError: no chart. The result is whole" in log
+    assert f"`compressor report {tmp_path}`" in log
+    again, bench = run(tmp_path)
+    assert "export" not in bench.calls
+    assert again.certificate == first.certificate
+    monkeypatch.undo()
+    run(tmp_path)
+    assert (tmp_path / "report.html").exists()
+
+
 @pytest.mark.parametrize("name", ["damage.json", "result.json"])
 def test_a_file_that_a_bad_disk_left_half_is_made_anew(tmp_path: Path, name: str) -> None:
     first, _ = run(tmp_path)
@@ -225,6 +277,18 @@ def test_a_full_disk_stops_the_run_and_says_what_to_do(
     assert run(tmp_path)[0].certificate.within_delta
 
 
+def test_a_full_disk_is_named_also_where_nothing_but_damage_is_sensed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: FakeBench) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FakeBench, "propose", full)
+    config = {"optimization": "macs", "run_dir": str(tmp_path), "progress": False}
+    with pytest.raises(StudyError, match="free space and start again"):
+        Engine(FakeFramework(), {"train": [0]}, model=None, config=config).sense()
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: FakeBench, *args: Any) -> None:
         raise KeyboardInterrupt
@@ -244,6 +308,39 @@ def test_a_failed_variant_is_recorded_with_its_reason_and_the_search_goes_on(
     assert failed
     assert "cannot be built" in failed[0].reason
     assert result.certificate.macs_ratio > 1
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
+    """How runs stood, each time that they said so."""
+    standings = []
+    tell = Progress.tell
+
+    def remember(self: Progress, **facts: Any) -> None:
+        tell(self, **facts)
+        standings.append(self.standing)
+
+    monkeypatch.setattr(Progress, "tell", remember)
+    return standings
+
+
+def test_the_best_variant_is_shown_beside_one_that_failed(
+    tmp_path: Path, told: list[Standing]
+) -> None:
+    run(tmp_path, {"fails_to_build": frozenset({list(LAYERS)[2]})}, delta=5.0)
+    failed = [each for each in told if each.best is not None and each.last is None]
+    assert failed
+    assert all(f"best {each.best:.4g} and " in each.quality() for each in failed)
+
+
+def test_no_time_is_said_to_be_left_once_the_search_has_ended(
+    tmp_path: Path, told: list[Standing]
+) -> None:
+    """The export was said to take longer than was expected, and nothing was expected of it."""
+    run(tmp_path, full_trainer={"epochs": 8})
+    assert any(each.ends_at is not None for each in told if each.phase == "search")
+    assert [each.place() for each in told if each.phase == "certify"]
+    assert all(each.ends_at is None for each in told if each.phase == "certify")
 
 
 def test_a_limit_of_the_budget_is_met(tmp_path: Path) -> None:

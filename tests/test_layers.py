@@ -15,7 +15,17 @@ ROOT = Path(compressor.__file__).parent
 # and from itself; parts of one row do not import each other.
 LAYERS = (
     ("errors",),
-    ("evidence", "files", "hardware", "logs", "optional", "progress", "registry", "seeding"),
+    (
+        "evidence",
+        "files",
+        "hardware",
+        "logs",
+        "optional",
+        "progress",
+        "registry",
+        "seeding",
+        "units",
+    ),
     ("interfaces", "result"),
     ("config",),
     ("report",),  # of a result alone

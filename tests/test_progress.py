@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -79,12 +80,14 @@ def test_the_standing_says_what_is_known_and_nothing_else() -> None:
         bound=89.0,
         last=88.5,
         best=89.25,
-        gain="2.71x faster",
+        gain="2.7x faster",
     )
     assert late.line() == (
         "search, variant 5, trial 3 of 4; accuracy: reference 90, bound 89, last 88.5, "
-        "best 89.25 and 2.71x faster"
+        "best 89.25 and 2.7x faster"
     )
+    failed = replace(late, last=None)
+    assert failed.quality() == "accuracy: reference 90, bound 89, best 89.25 and 2.7x faster"
 
 
 def test_the_time_that_is_left_runs_down(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +97,8 @@ def test_the_time_that_is_left_runs_down(monkeypatch: pytest.MonkeyPatch) -> Non
     assert standing.place() == "search, about 10 min left"
     monkeypatch.setattr(time, "monotonic", lambda: now + 570)
     assert standing.place() == "search, about 30 s left"
+    monkeypatch.setattr(time, "monotonic", lambda: now + 599.8)
+    assert standing.place() == "search, about 1 s left"
     monkeypatch.setattr(time, "monotonic", lambda: now + 700)
     assert standing.place() == "search, longer than was expected"
     assert Standing("search", ends_at=float("inf")).place() == "search"

@@ -15,19 +15,15 @@ import typer
 
 from compressor.cli.endings import print_json
 from compressor.cli.onnx_files import OnnxFile, time_files
-from compressor.cli.results import read_result, read_values
+from compressor.cli.results import read_run
 from compressor.errors import ConfigError, StudyError
-from compressor.profiling.tables import align, with_unit
+from compressor.profiling.tables import align
 from compressor.result import Certificate
+from compressor.units import amount, name_of, times
 
 REFERENCE = "reference"
-# Of a certificate: entry, label, unit; ratios are first / second: above 1 the second is better.
-COSTS = (
-    ("latency_ms", "latency", "ms"),
-    ("size_bytes", "size", "B"),
-    ("macs", "MACs", "MACs"),
-    ("params", "parameters", ""),
-)
+# Of a certificate; ratios are first / second: above 1 the second is better.
+COSTS = ("latency_ms", "size_bytes", "macs", "params")
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,7 @@ def compare_sides(first: str, second: str, *, threads: int, batch_size: int, as_
     Raises:
         ConfigError: for a side that is none of these.
         StudyError: if no run has ended in a folder.
+        CheckpointError: if its result is damaged.
         ExportError: if ONNX Runtime cannot run a file.
     """
     sides = open_side(first, beside=second), open_side(second, beside=first)
@@ -86,6 +83,7 @@ def open_side(name: str, *, beside: str) -> Side:
     Raises:
         ConfigError: if it means nothing.
         StudyError: if no run has ended in the folder.
+        CheckpointError: if its result is damaged.
     """
     is_reference = name == REFERENCE and not Path(name).exists()
     path = Path(beside if is_reference else name)
@@ -99,7 +97,7 @@ def open_side(name: str, *, beside: str) -> Side:
                 f"'reference' is that of a run, and {beside!r} is no folder of one. Give a run_dir."
             )
         raise ConfigError(f"{name!r} is neither a run's folder nor an ONNX file. Give one of them.")
-    result = read_result(read_values(path), path)
+    result, _ = read_run(path)
     file = path / REFERENCE / "model_float.onnx" if is_reference else result.artifacts.get("onnx")
     return Side(
         name, result.certificate, is_reference, file if file is not None and file.exists() else None
@@ -113,7 +111,7 @@ def _print_certificates(first: Side, second: Side, *, as_json: bool) -> None:
     notes = _notes(a, b)
     ratios = {
         entry: first.value(entry) / second.value(entry) if second.value(entry) else None
-        for entry, *_ in COSTS
+        for entry in COSTS
     }
     if as_json:
         sides = {label: _values(side) for label, side in (("a", first), ("b", second))}
@@ -123,10 +121,10 @@ def _print_certificates(first: Side, second: Side, *, as_json: bool) -> None:
     rows = [["", first.name, second.name, ""]]
     metrics = [f"{side.value('metric'):.4g}" for side in (first, second)]
     rows.append([a.metric_name, *metrics, f"{change:+.3g}"])
-    for entry, label, unit in COSTS:
-        values = [_dressed(side.value(entry), unit) for side in (first, second)]
+    for entry in COSTS:
+        values = [amount(entry, side.value(entry)) for side in (first, second)]
         ratio = ratios[entry]
-        rows.append([label, *values, "" if ratio is None else f"{ratio:.2f}x"])
+        rows.append([name_of(entry), *values, "" if ratio is None else f"{ratio:.2f}x"])
     rows.append(["within delta", _within(first), _within(second), ""])
     typer.echo(align(rows))
     for note in notes:
@@ -150,14 +148,15 @@ def _print_files(
         ["", a.path.name, b.path.name, "ratio"],
         ["latency", *(f"{file.timing.median_ms:.3f} ms" for file in (a, b))],
         ["  quartiles", *(_quartiles(file) for file in (a, b)), ""],
-        ["size", *(with_unit(file.size_bytes, "B") for file in (a, b))],
-        ["values stored", *(with_unit(file.params, "") for file in (a, b))],
+        ["size", *(amount("size_bytes", file.size_bytes) for file in (a, b))],
+        ["values stored", *(amount("params", file.params) for file in (a, b))],
         ["nodes", str(a.nodes), str(b.nodes), ""],
     ]
     for row, ratio in zip((rows[1], rows[3], rows[4]), ratios.values(), strict=True):
         row.append("" if ratio is None else f"{ratio:.2f}x")
     typer.echo(align(rows))
-    typer.echo(f"\nTimed in turn: {threads} threads, {batch_size} samples a call, random inputs.")
+    call = f"{times(threads, 'thread')}, {times(batch_size, 'sample')} a call"
+    typer.echo(f"\nTimed in turn: {call}, random inputs.")
 
 
 def _notes(a: Certificate, b: Certificate) -> list[str]:
@@ -182,11 +181,10 @@ def _notes(a: Certificate, b: Certificate) -> list[str]:
 def _values(side: Side) -> dict[str, Any]:
     certificate = side.certificate
     assert certificate is not None
-    entries = ("metric", *(entry for entry, *_ in COSTS))
     return {
         "name": side.name,
         "is_reference": side.is_reference,
-        **{entry: side.value(entry) for entry in entries},
+        **{entry: side.value(entry) for entry in ("metric", *COSTS)},
         "certificate": certificate.to_json(),
     }
 
@@ -200,7 +198,3 @@ def _within(side: Side) -> str:
 
 def _quartiles(file: OnnxFile) -> str:
     return f"{file.timing.low_ms:.3f} to {file.timing.high_ms:.3f}"
-
-
-def _dressed(value: float, unit: str) -> str:
-    return f"{value:.3f} ms" if unit == "ms" else with_unit(value, unit)

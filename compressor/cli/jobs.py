@@ -42,7 +42,8 @@ class JobSpec:
     Attributes:
         factory: makes it: "package.module:function", or a file's whole path and a function.
         name: of the folder under runs/ where none is given.
-        folder: where modules are looked for first.
+        folder: where modules are looked for first, and where the path of a config that the
+            factory returns begins.
         arguments: keywords of the factory.
         config: over what the factory gives.
     """
@@ -97,7 +98,7 @@ class JobSpec:
             engine = self._engine(made)
         given = engine.config.run_dir
         folder = folder or (Path(given) if given else self._default_folder())
-        engine.config = replace(engine.config, run_dir=str(folder))
+        engine.config = replace(engine.config, run_dir=str(folder.absolute()))
         return engine, folder
 
     def keep(self, folder: Path) -> None:
@@ -123,7 +124,10 @@ class JobSpec:
                     f"{self.factory} returns a mapping without {name!r}. Known: {', '.join(PARTS)}."
                 )
         parts = {name: value for name, value in given.items() if name != "config"}
-        config = _settle(given.get("config", {}), self.config, self.factory)
+        config = given.get("config", {})
+        if isinstance(config, (str, Path)):
+            config = _load_yaml(Path(self.folder, config))
+        config = _settle(config, self.config, self.factory)
         return Engine(framework=TorchFramework(), config=config, **parts)
 
     def _default_folder(self) -> Path:
@@ -226,6 +230,4 @@ def _settle(config: Any, above: Mapping[str, Any], factory: str) -> Config:
                 "set. Let it return its config as a mapping."
             )
         return config
-    if isinstance(config, (str, Path)):
-        config = _load_yaml(Path(config))
     return Config.from_dict(merge(as_mapping(config or {}, "config"), above))

@@ -22,8 +22,10 @@ from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Timing
 from compressor.profiling.profile import profile
 from compressor.targets import Target, make_target
+from compressor.units import times
 
 INPUTS = "inputs"  # of what a factory returns, in place of data
+PAIR = ("model", INPUTS)
 TRACED_BATCH = 2  # so that an exporter can tell the batch from what is fixed
 
 
@@ -69,9 +71,9 @@ def profile_job(
         print_json({**found.to_json(), "target": where})
         return
     typer.echo(found.table())
-    typer.echo(f"\nFor {batch_size} samples a call.", nl=not is_timed)
+    typer.echo(f"\nFor {times(batch_size, 'sample')} a call.", nl=not is_timed)
     if is_timed:
-        typer.echo(f" Latency in {target.name}, {target.threads} threads.")
+        typer.echo(f" Latency in {target.name}, {times(target.threads, 'thread')}.")
 
 
 def open_subject(job: JobSpec) -> Subject:
@@ -84,7 +86,12 @@ def open_subject(job: JobSpec) -> Subject:
     """
     made, _ = job.make()
     if isinstance(made, tuple):
-        made = dict(zip(("model", INPUTS), made, strict=False))
+        if len(made) != len(PAIR):
+            raise ConfigError(
+                f"{job.factory} returns a tuple of {len(made)}. Return (model, inputs); inputs of "
+                "several tensors are a tuple of their own."
+            )
+        made = dict(zip(PAIR, made, strict=True))
     if isinstance(made, Mapping) and INPUTS in made:
         if not isinstance(made.get("model"), nn.Module):
             raise ConfigError(

@@ -8,7 +8,8 @@ from pathlib import Path
 import typer
 
 from compressor.cli.endings import print_json
-from compressor.cli.results import read_result, read_values
+from compressor.cli.results import read_run
+from compressor.errors import StudyError
 from compressor.report.console import render
 from compressor.report.html import write_report
 
@@ -23,11 +24,18 @@ def report_run(run_dir: Path, *, to: Path | None, opens: bool, as_json: bool) ->
         as_json: print the result as JSON instead.
 
     Raises:
-        StudyError: if no run has ended there.
+        StudyError: if no run has ended there, or the page cannot be written.
+        CheckpointError: if its result is damaged.
     """
-    values = read_values(run_dir)
-    result = read_result(values, run_dir)
-    path = write_report(values, to or run_dir / "report.html")
+    result, values = read_run(run_dir)
+    path = to or run_dir / "report.html"
+    try:
+        write_report(values, path)
+    except OSError as error:
+        raise StudyError(
+            f"The page {path} cannot be written: {error.strerror or error}. Give another place "
+            "with --to."
+        ) from error
     if as_json:
         print_json({**result.to_json(), "run_dir": str(run_dir), "report": str(path)})
     else:

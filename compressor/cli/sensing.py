@@ -13,10 +13,7 @@ from compressor.cli.endings import only_json, print_json
 from compressor.cli.jobs import read_job
 from compressor.evidence import Sensed
 from compressor.logs import set_verbosity
-from compressor.profiling.tables import with_unit
-
-UNITS = {"size_bytes": "B", "macs": "MACs"}
-HEADS = {"latency_ms": "saves time", "size_bytes": "saves bytes", "macs": "saves MACs"}
+from compressor.units import amount, damage_text, name_of
 
 
 def sense_job(
@@ -65,11 +62,11 @@ def _table(rows: Sequence[Sensed]) -> Table:
     table = Table(title="What each choice alone would do")
     for name in ("technique", "site", "choice"):
         table.add_column(name, overflow="fold")
-    for name in ("damage", *(HEADS[resource] for resource in resources)):
+    for name in ("damage", *(f"saves {name_of(resource)}" for resource in resources)):
         table.add_column(name, justify="right")
     for row in rows:
         saved = [_dressed(resource, row.saved[resource]) for resource in resources]
-        cells = (row.technique, row.site, row.label, f"{row.damage:.3g}", *saved)
+        cells = (row.technique, row.site, row.label, damage_text(row.damage), *saved)
         table.add_row(*(cell.replace("[", r"\[") for cell in cells))
     return table
 
@@ -77,4 +74,4 @@ def _table(rows: Sequence[Sensed]) -> Table:
 def _dressed(resource: str, value: float) -> str:
     if resource == "latency_ms":
         return f"{1000 * value:.3g} µs"
-    return with_unit(value, UNITS[resource])
+    return amount(resource, value)

@@ -46,7 +46,7 @@ class BudgetConfig:
     """Limits of the run and of the compressed model; None is no limit.
 
     Attributes:
-        minutes: the whole run may take.
+        minutes: that the whole run may take. A variant in progress is not cut short by them.
         trials: variants that are fine-tuned in the search, over all runs in one folder; up to two
             milder ones follow where none of them held, and the best are trained on.
         latency_ms: of one call on the target.

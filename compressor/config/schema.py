@@ -54,28 +54,29 @@ class Config:
             target ("latency"), the arithmetic ("macs"), or the file by low-bit numbers alone
             ("quantization").
         also_optimize: what shall be small besides; each counts by its ratio to the reference's.
-        delta: what the metric may lose, on its own scale.
+        delta: what the metric may lose, on its own scale: 1.0 is one point of a percentage, 0.01
+            one of a fraction.
         level: 1 is one pass; 2 and 3 search longer.
         deepsearch: spend what is left of delta, slowly.
-        device: where training and evaluation run; default: GPU where there is one.
+        device: where training and evaluation run; names of torch will do as well.
         use_horovod: train in the processes that horovodrun starts, on a GPU or a core each; the
             learning rate is multiplied by their number.
         task_type: decides the default `eval_key`, loss and evaluation.
-        eval_key: which value of the evaluation's dict counts; None: the only one there is, or among
-            several the one called mAP or mIoU.
+        eval_key: which value of the evaluation's dict counts; None: "accuracy" of a classification,
+            else the only one there is, or among several the one called mAP or mIoU.
         eval_split: split of the data that variants are judged on.
         metric_mode: "max" if more of the metric is better.
-        full_trainer: of the finalists.
-        fine_tuner: of every variant; what it does not say it takes from `full_trainer`, the
-            learning rate divided by ten.
+        full_trainer: how the finalists are trained.
+        fine_tuner: how every variant is trained; what it does not say it takes from
+            `full_trainer`, the learning rate divided by ten.
         export: which files are written.
-        custom_compression: what the user fixed.
+        custom_compression: what you fixed, where it shall not be searched.
         external_training_loop: trains in place of the built-in trainer.
         target: default: "onnxruntime" on the CPU; with device GPU "eager" on CUDA.
         budget: limits of the run and of the model.
-        techniques: names of those that may be used; None: all.
+        techniques: names of those that may be used, such as "quantization"; None: all.
         importance: what ranks the channels of a group; see `structure.scores`.
-        run_dir: folder of the run; None: the engine chooses one.
+        run_dir: folder of the run; None: `compressor_run` in the working directory.
         seed: of everything that is drawn.
         holdout: split that the result alone is measured on; None: `eval_split`.
         executor: who makes the variants: "inline", "ray", or {"kind", "workers", "resources"}.

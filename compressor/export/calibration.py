@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from compressor.errors import DataError, ModelError, first_line
 from compressor.interfaces.inputs import ModelInputs
+from compressor.interfaces.instances import check_module
 from compressor.structure.trace import FORWARD_FAILURES, eval_mode
 
 EXAMPLES = 2  # samples of the batch that the model is traced with
@@ -25,11 +26,7 @@ def check_model(model: nn.Module) -> None:
     Raises:
         ModelError: if it is no module, or no parameter is float32; with the type.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"`model` is of type {type(model).__name__}, not a torch.nn.Module. Give the module "
-            "itself; a function has no weights to quantize."
-        )
+    check_module("model", model)
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if kinds and torch.float32 not in kinds:
         names = ", ".join(sorted(str(kind) for kind in kinds))

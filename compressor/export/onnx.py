@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -116,6 +117,7 @@ def make_onnx(
     proto = exported.model_proto
     _pool_means(proto)
     _rename(proto, signature)
+    _name_batch(proto)
     _annotate(proto, signature)
     return proto
 
@@ -236,6 +238,20 @@ def _rename(proto: onnx.ModelProto, signature: Signature) -> None:
         value.name = names.get(value.name, value.name)
     # shapes of the inner values: no runtime needs them, and after an edit they would lie
     del graph.value_info[:]
+
+
+def _name_batch(proto: onnx.ModelProto) -> None:
+    """Call the size of the batch "batch", in place; the exporter calls it s87, or so.
+
+    It is the only size of the inputs that is open. Sizes of outputs may be reckoned from it
+    ("2*batch"), or be of their own, such as how many boxes were found.
+    """
+    graph = proto.graph
+    dims = [list(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.output)]
+    symbols = {each[0].dim_param for each in dims[: len(graph.input)] if each} - {""}
+    for dim in (dim for each in dims for dim in each if dim.dim_param):
+        words = re.split(r"(\w+)", dim.dim_param)
+        dim.dim_param = "".join("batch" if word in symbols else word for word in words)
 
 
 def _annotate(proto: onnx.ModelProto, signature: Signature) -> None:

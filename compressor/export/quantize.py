@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from compressor.errors import ConfigError, ModelError, suggest
+from compressor.errors import ConfigError, DataError, ModelError, suggest
 from compressor.export.calibration import check_model, read_calibration
 from compressor.export.corrections import (
     SAMPLES,
@@ -98,7 +98,7 @@ class Quantized:
 
 def quantize(
     model: nn.Module,
-    calibration: Iterable[Any],
+    calibration: Iterable[Any] | None = None,
     *,
     format: Format | Mapping[str, Format] = "static_int8",
     method: Method = "minmax",
@@ -122,7 +122,8 @@ def quantize(
             arguments, a dict of keywords, or `ModelInputs`. A few hundred samples will do. An
             iterator is read once. Lists of images, as detectors take them, are of one length, which
             is the file's. Every tensor as long as the first is one of samples: a table
-            beside them must have another length, at least in the first batch.
+            beside them must have another length, at least in the first batch. Formats that have
+            nothing to calibrate, such as "dynamic_int8", want one batch, to trace the model with.
         format: of all layers, or of each that a mapping names: "static_int8"; "dynamic_int8",
             for linear layers and LSTMs, without ranges of activations; "weight_int8",
             "weight_int4", "weight_fp16" and "weight_bf16", whose activations stay in float; or a
@@ -173,6 +174,12 @@ def quantize(
     check_runtime(forms, runtime)
     _check_limits(samples, seconds, generator)
     check_model(model)
+    if calibration is None:
+        raise DataError(
+            f"No calibration was given. The model is traced with a batch of inputs, also for "
+            f"{format!r}: give a list of batches, of one if the format has nothing to calibrate, "
+            "such as quantize(model, [inputs])."
+        )
     wish = read_wish(evaluate, delta)
     with torch.inference_mode(False):
         on_cpu = model if device_of(model).type == "cpu" else copy_model(model).cpu()

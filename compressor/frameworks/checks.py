@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from compressor.config import Config
-from compressor.errors import DataError, LossError, first_line
+from compressor.errors import DataError, LossError, MetricError, first_line
+from compressor.frameworks.defaults import CrossEntropy
 from compressor.interfaces.data import DataLoaderView, kept_generators, move, take
+from compressor.interfaces.device import Device
 from compressor.interfaces.inputs import output_tensors
 from compressor.interfaces.optimizers import DEFAULT_LR, make_optimizer, make_scheduler
 from compressor.interfaces.task import Task
@@ -55,6 +57,42 @@ def check_calls(
         with isolated_rng(seed), kept_generators(loader):
             for batch in take(loader, TRIED_BATCHES):
                 _check_call(task, probe, name, batch, device)
+
+
+def check_default_evaluation(
+    task: Task,
+    model: nn.Module,
+    split: str,
+    loader: DataLoaderView,
+    device: Device,
+    seed: int,
+) -> None:
+    """Judge two batches by the evaluation that a job has whose user gave none.
+
+    Args:
+        task: has the default.
+        model: not changed.
+        split: that is judged, for the message.
+        loader: of that split.
+        device: of the job.
+        seed: of anything random in the user's code.
+
+    Raises:
+        MetricError: if the default does not suit the batches, or has no such metric.
+    """
+    with isolated_rng(seed), kept_generators(loader):
+        batches = list(take(loader, TRIED_BATCHES))
+        try:
+            task.evaluate(copy_model(model), batches, device)
+        except MetricError:
+            raise
+        except USER_FAILURES as error:
+            raise MetricError(
+                "No eval_func was given, and the default one, the accuracy of a classifier, wants "
+                f"batches (inputs, labels): it fails on a batch of split {split!r}, "
+                f"{_form(batches[0])}{_cause(error)} Give an eval_func(model, data_loader) that "
+                "returns a dict such as {'accuracy': 91.7}."
+            ) from error
 
 
 def check_training(
@@ -134,6 +172,12 @@ def _check_loss(task: Task, model: nn.Module, batch: Any) -> None:
     except LossError:
         raise
     except USER_FAILURES as error:
+        if isinstance(task.loss_function, CrossEntropy):
+            raise LossError(
+                "No loss_function_cls was given, and the default one, cross-entropy, wants batches "
+                f"(inputs, labels): it fails on a training batch, {_form(batch)}{_cause(error)} "
+                "Give a LossFunction whose __call__(model, batch) returns the loss."
+            ) from error
         raise LossError(
             f"The loss function raised {type(error).__name__} on a training batch: "
             f"{first_line(error)} It is called as `loss(model, batch)` with a batch as the loader "
@@ -153,3 +197,15 @@ def _check_loss(task: Task, model: nn.Module, batch: Any) -> None:
         )
     model.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]
+
+
+def _form(batch: Any) -> str:
+    kind = f"a {type(batch).__name__}"
+    if isinstance(batch, Mapping):
+        return f"{kind} with the keys {list(batch)}"
+    return f"{kind} of {len(batch)}" if isinstance(batch, (tuple, list)) else kind
+
+
+def _cause(error: Exception) -> str:
+    """What a default raised; how it would like its batches is said already."""
+    return "." if isinstance(error, DataError) else f": {first_line(error)}"

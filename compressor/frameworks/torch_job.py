@@ -13,7 +13,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from compressor.config import Config
 from compressor.errors import ConfigError
 from compressor.frameworks.base import Job
-from compressor.frameworks.checks import answers_alike, check_calls
+from compressor.frameworks.checks import (
+    answers_alike,
+    check_calls,
+    check_default_evaluation,
+)
 from compressor.frameworks.defaults import make_task, make_techniques
 from compressor.frameworks.deployment import Deployment
 from compressor.frameworks.judging import Judging
@@ -24,6 +28,7 @@ from compressor.frameworks.sensing import Sensing
 from compressor.frameworks.subset import Subset, draw_subset, model_digest
 from compressor.interfaces.data import check_data, first_batch, move
 from compressor.interfaces.inputs import ModelInputs
+from compressor.interfaces.instances import check_instance, check_module
 from compressor.logs import get_logger
 from compressor.progress import Progress
 from compressor.result import digest
@@ -55,6 +60,8 @@ class TorchJob:
                 with.
         """
         self.config: Config = job.config
+        check_module("model", job.model)
+        check_instance("forward_pass", job.forward_pass)
         self.config.device.check_available()
         self.device = self.config.device.torch_device
         limit = DRYRUN_BATCHES if job.is_dryrun else None
@@ -69,6 +76,16 @@ class TorchJob:
             replace_attention(self.reference)
         self.task.forward_pass.infer_sampler(first_batch(self.data["train"]))
         check_calls(self.task, self.reference, self.data, self.device, self.config.seed)
+        if job.eval_func is None:
+            judged = self.config.eval_split
+            check_default_evaluation(
+                self.task,
+                self.reference,
+                judged,
+                self.data[judged],
+                self.config.device,
+                self.config.seed,
+            )
         self._job = job
         self._progress = progress
         self._lost: list[str] = []

@@ -60,14 +60,18 @@ class Device(Enum):
         """The same for torch."""
         return torch.device("cuda" if self is Device.GPU else "cpu")
 
-    def check_available(self) -> None:
+    def check_available(self, written: object = None) -> None:
         """Do nothing if this machine has the device.
+
+        Args:
+            written: how the user spelled it, for the message; None if that is not known.
 
         Raises:
             DeviceError: if it is the GPU and torch finds none.
         """
         if self is Device.GPU and not torch.cuda.is_available():
+            asked = "A GPU ('GPU', 'cuda')" if written is None else f"device={str(written)!r}"
             raise DeviceError(
-                f"device='GPU' was asked for, and torch {torch.__version__} finds no CUDA device. "
+                f"{asked} was asked for, and torch {torch.__version__} finds no CUDA device. "
                 "Write device='CPU', or install a torch built for CUDA and its driver."
             )

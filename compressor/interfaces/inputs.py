@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset
 
-from compressor.errors import ModelError
+from compressor.errors import DataError, ModelError
 
 IMAGE_DIMS = 3
 IMAGE_CHANNELS = (1, 3, 4)
@@ -25,9 +26,19 @@ class ModelInputs:
 
     @classmethod
     def of(cls, value: Any) -> ModelInputs:
-        """`value` as inputs: a tuple is the arguments, a dict the keywords, all else is one."""
+        """`value` as inputs: a tuple is the arguments, a dict the keywords, all else is one.
+
+        Raises:
+            DataError: if it is a loader, a dataset or an iterator, not the inputs of one call.
+        """
         if isinstance(value, ModelInputs):
             return value
+        if isinstance(value, (DataLoader, Dataset, Iterator)):
+            raise DataError(
+                f"The inputs are a {type(value).__name__}, and those of one call of the model are "
+                "wanted, without labels. Take them from a batch: batch = next(iter(loader)), then "
+                "give batch[0], or whatever of it the model is called with."
+            )
         if isinstance(value, tuple):
             return cls(args=value)
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):

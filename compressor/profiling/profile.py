@@ -11,10 +11,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from compressor.interfaces.inputs import ModelInputs, device_of
+from compressor.interfaces.instances import check_module
 from compressor.profiling.counts import LayerCount, count
 from compressor.profiling.latency import Timing, eager_call, interleave
 from compressor.profiling.memory import peak_activation_memory
-from compressor.profiling.tables import align, with_unit
+from compressor.profiling.tables import align
+from compressor.units import with_unit
 
 Metric = Callable[[nn.Module], Mapping[str, float]]
 Measure = Callable[[Mapping[str, nn.Module], ModelInputs], Mapping[str, Timing]]
@@ -46,6 +48,10 @@ class Profile:
     layers: tuple[LayerCount, ...]
     uncounted: Mapping[str, int]
 
+    def __repr__(self) -> str:
+        """The table."""
+        return self.table()
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
@@ -74,6 +80,10 @@ class Comparison:
 
     reference: Profile
     compressed: Profile
+
+    def __repr__(self) -> str:
+        """The table."""
+        return self.table()
 
     @property
     def params_ratio(self) -> float:
@@ -163,6 +173,7 @@ def profile(
     >>> result.params, result.macs
     (68, 128)
     """
+    check_module("model", model)
     inputs = ModelInputs.of(example_inputs).to(device_of(model))
     timing = measure({name: model}, inputs)[name] if latency else None
     return _profile(model, inputs, name, metric, timing)
@@ -187,6 +198,8 @@ def compare(
         latency: as for `profile`.
         measure: as for `profile`.
     """
+    check_module("reference", reference)
+    check_module("compressed", compressed)
     inputs = ModelInputs.of(example_inputs)
     models = {"reference": reference, "compressed": compressed}
     timings = measure(models, inputs) if latency else {}

@@ -1,22 +1,8 @@
-"""Numbers dressed up and rows aligned, as plain text."""
+"""Rows aligned as plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-PREFIXES = (("G", 1e9), ("M", 1e6), ("k", 1e3))
-
-
-def with_unit(value: float, unit: str) -> str:
-    """Three digits, a decimal prefix and the unit.
-
-    >>> with_unit(1_823_456_789, "MACs"), with_unit(999, "B"), with_unit(25_600, "")
-    ('1.82 GMACs', '999 B', '25.6 k')
-    """
-    for prefix, size in PREFIXES:
-        if abs(value) >= 0.9995 * size:  # what would round to 1000 of the next smaller
-            return f"{_three_digits(value / size)} {prefix}{unit}".rstrip()
-    return f"{_three_digits(value)} {unit}".rstrip()
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -34,7 +20,3 @@ def align(rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for row in rows
     )
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 99.95 or value == int(value) else f"{value:.3g}"

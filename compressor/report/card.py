@@ -15,7 +15,10 @@ from typing import Any
 import yaml
 
 from compressor.files import write_text
+from compressor.report.claims import certainty, looked, measured, parity, within
+from compressor.report.words import metric_text
 from compressor.result import Certificate, Plan
+from compressor.units import change_of, times
 
 LIBRARY = "compressor"
 SPECIAL = re.compile(r"([\\`*\[\]<>|~])")  # what Markdown or HTML would act on within a line
@@ -108,12 +111,12 @@ def _name(about: About) -> str:
 
 
 def _headline(c: Certificate, about: About) -> str:
-    within = "within" if c.within_delta else "NOT within"
+    before, after = (metric_text(value, c.delta) for value in (c.reference_metric, c.metric))
     return (
         f"# {_plain(_name(about))}\n\n"
-        f"{_plain(c.metric_name)} {c.reference_metric:.4g} → {c.metric:.4g}, {within} "
-        f"{c.delta:g} of the uncompressed model; {c.latency_ratio:.3g}x faster, "
-        f"{c.size_ratio:.3g}x smaller.\n"
+        f"{_plain(c.metric_name)} {before} → {after}, {within(c)} {c.delta:g} of the uncompressed "
+        f"model; {change_of('latency_ms', c.latency_ratio)}, "
+        f"{change_of('size_bytes', c.size_ratio)}.\n"
     )
 
 
@@ -121,7 +124,12 @@ def _table(c: Certificate) -> str:
     rows = [
         ("", "uncompressed", "this model", "ratio"),
         ("---", "---:", "---:", "---:"),
-        (_plain(c.metric_name), f"{c.reference_metric:.4g}", f"{c.metric:.4g}", ""),
+        (
+            _plain(c.metric_name),
+            metric_text(c.reference_metric, c.delta),
+            metric_text(c.metric, c.delta),
+            "",
+        ),
         (
             "latency, ms",
             f"{c.reference_latency_ms:.4g}",
@@ -148,7 +156,7 @@ def _table(c: Certificate) -> str:
 def _measurement(values: Mapping[str, Any], c: Certificate) -> Iterator[str]:
     target = c.target
     if "runtime" in target:
-        threads = f", {_count(target['threads'], 'thread')}" if "threads" in target else ""
+        threads = f", {times(target['threads'], 'thread')}" if "threads" in target else ""
         batch = f", batch size {target['batch_size']}" if "batch_size" in target else ""
         yield f"Runtime: {target['runtime']} on {target.get('device', 'cpu')}{threads}{batch}."
     hardware = target.get("hardware") or {}
@@ -160,21 +168,8 @@ def _measurement(values: Mapping[str, Any], c: Certificate) -> Iterator[str]:
         "The uncompressed model was exported to the same runtime in float32 and timed in the same "
         "process."
     )
-    looks = f", evaluated {c.looks} times in all" if c.looks else ""
-    yield f"The metric is that of what is deployed, on the split '{c.split}'{looks}."
-    if c.interval is not None:
-        yield (
-            f"The true drop lies between {c.interval.low:.3g} and {c.interval.high:.3g}, with "
-            f"{100 * c.interval.confidence:g} % confidence, over {c.interval.chunks} parts of the "
-            "split."
-        )
-    if c.parity is not None:
-        yield (
-            f"Largest relative difference between the float file and the model in torch: "
-            f"{c.parity.max_rel_error:.2g}, on {c.parity.samples} samples."
-        )
-    if c.agreement is not None:
-        yield str(c.agreement)
+    yield f"{measured(c)} {looked(c)}"
+    yield from filter(None, (certainty(c), parity(c), str(c.agreement or "")))
     info = values.get("info", {})
     versions = {k: v for k, v in info.get("versions", {}).items() if v != "not installed"}
     if versions:
@@ -190,7 +185,7 @@ def _changes(plan: Plan, reason: str) -> Iterator[str]:
         labels = Counter(choice.label for choice in plan.of(technique) if choice.label)
         common = ", ".join(f"{label} ({number})" for label, number in labels.most_common(4))
         often = f", most often {common}" if common else ""
-        yield f"{technique}: {_count(count, 'place')}{often}."
+        yield f"{technique}: {times(count, 'place')}{often}."
     if not counts:
         yield f"Nothing: {reason}." if reason else "Nothing was changed."
 
@@ -212,10 +207,6 @@ def _usage(about: About) -> str:
         "outputs = session.run(None, {name: array})  # float32, any batch size\n```\n\n"
         f"`model.safetensors` has its weights in float. {torch_part}"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _section(title: str, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from compressor.report.data import FAILED, OUTSIDE, WITHIN, Point, Variant, View
@@ -15,8 +16,8 @@ from compressor.report.figures import (
     points_of,
 )
 from compressor.report.model_charts import damage_chart, layer_chart
-from compressor.report.words import RESOURCES, amount, metric_text, words_of
-from compressor.result import Cost
+from compressor.report.words import metric_text, words_of
+from compressor.units import amount, name_of
 
 MARKS = {
     WITHIN: ("circle", "@good"),
@@ -39,10 +40,14 @@ def make_charts(view: View) -> dict[str, Chart]:
 
 def frontier_chart(view: View) -> Chart:
     """The metric against each cost: the reference, all variants, and the limit."""
-    done = [variant for variant in view.variants if variant.verdict != FAILED]
     figures, summaries = {}, {}
     for resource in ("latency_ms", "size_bytes", "macs"):
-        name = RESOURCES[resource]
+        done = [
+            variant
+            for variant in view.variants
+            if variant.verdict != FAILED and math.isfinite(_cost(variant, resource))
+        ]
+        name = name_of(resource)
         figures[name] = _frontier(view, done, resource)
         summaries[name] = _frontier_summary(view, done, resource)
     return Chart("frontier", figures, summaries)
@@ -51,12 +56,11 @@ def frontier_chart(view: View) -> Chart:
 def latency_chart(view: View) -> Chart:
     """Predicted against measured latency."""
     pairs = [
-        (variant, variant.record.predicted["latency_ms"], variant.record.cost.latency_ms)
+        (variant, variant.record.predicted["latency_ms"], _cost(variant, "latency_ms"))
         for variant in view.variants
-        if variant.record.cost is not None
-        and len(variant.record.plan)
-        and "latency_ms" in variant.record.predicted
+        if len(variant.record.plan) and "latency_ms" in variant.record.predicted
     ]
+    pairs = [pair for pair in pairs if all(map(math.isfinite, pair[1:]))]
     if not pairs:
         return Chart("predictions", {}, {})
     values = [value for _, predicted, measured in pairs for value in (predicted, measured)]
@@ -134,13 +138,11 @@ def _frontier(view: View, done: Sequence[Variant], resource: str) -> Json:
         "hoverinfo": "text",
         "marker": {"symbol": "star", "size": 15, "color": "@accent"},
     }
-    best = sorted(
-        (_cost(variant, resource), view.metric_of(variant))
-        for variant in done
-        if variant.is_on_frontier
-    )
+    best = undominated(done, resource)
+    costs = [_cost(variant, resource) for variant in best]
+    metrics = [view.metric_of(variant) for variant in best]
     traces = [
-        make_line([x for x, _ in best], [y for _, y in best], "frontier", "@good", hover=False),
+        make_line(costs, metrics, "frontier", "@good", hover=False),
         star,
     ]
     for verdict, (symbol, color) in MARKS.items():
@@ -171,21 +173,30 @@ def _frontier(view: View, done: Sequence[Variant], resource: str) -> Json:
             },
         }
     )
-    costs = [before, *(_cost(variant, resource) for variant in done)]
+    every = [before, *(_cost(variant, resource) for variant in done)]
     return make_figure(
         traces,
-        xaxis=cost_axis(resource, costs),
+        xaxis=cost_axis(resource, [value for value in every if math.isfinite(value)]),
         yaxis={"title": {"text": plain(c.metric_name)}},
         **_limit_lines(view, names_reference=False),
         showlegend=True,
     )
 
 
+def undominated(variants: Sequence[Variant], resource: str) -> list[Variant]:
+    """Those that no other beats in this one cost and the metric, cheapest first."""
+    kept: list[Variant] = []
+    for variant in sorted(variants, key=lambda v: (_cost(v, resource), _drop(v))):
+        if not kept or _drop(variant) < _drop(kept[-1]):
+            kept.append(variant)
+    return kept
+
+
 def _frontier_summary(view: View, done: Sequence[Variant], resource: str) -> str:
     c = view.certificate
     within = [variant for variant in done if variant.verdict == WITHIN]
     text = (
-        f"Scatter plot of {len(done)} variants, {c.metric_name} against {RESOURCES[resource]}. "
+        f"Scatter plot of {len(done)} variants, {c.metric_name} against {name_of(resource)}. "
         f"The reference has {metric_text(c.reference_metric, c.delta)} at "
         f"{amount(resource, getattr(c, f'reference_{resource}'))}."
     )
@@ -204,7 +215,7 @@ def _hover(view: View, variant: Variant) -> str:
         f"<b>{variant.name}</b> ({plain(record.id)}), {view.verdict_of(variant)}",
         f"{plain(c.metric_name)} {view.text_of(view.metric_of(variant))}",
         *(
-            f"{RESOURCES[name]} {view.cost_text(name, _cost(variant, name))}"
+            f"{name_of(name)} {view.cost_text(name, _cost(variant, name))}"
             for name in ("latency_ms", "size_bytes", "macs")
         ),
         plain(words_of(record.plan.describe())),
@@ -251,8 +262,13 @@ def _limit_lines(view: View, *, names_reference: bool = True) -> Json:
 
 
 def _cost(variant: Variant, resource: str) -> float:
-    cost = variant.record.cost or Cost(0, 0, 0, 0.0)
-    return float(getattr(cost, resource))
+    """Not a number where it is not known."""
+    cost = variant.record.cost
+    return math.nan if cost is None else float(getattr(cost, resource))
+
+
+def _drop(variant: Variant) -> float:
+    return math.inf if variant.drop is None else variant.drop
 
 
 def _value(point: Point, name: str) -> float | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.report.words import amount, headline, metric_text, ratio_text, runtime_name
+from compressor.report.claims import certainty, headline_of, looked, measured, unchanged, within
+from compressor.report.words import metric_text, runtime_name, words_of
 from compressor.result import Certificate, Result, VariantRecord
+from compressor.units import amount, change_of, name_of, times
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +24,8 @@ def render(result: Result, console: Console | None = None) -> None:
 
     out = console or Console()
     certificate = result.certificate
-    is_larger_better = result.info.get("config", {}).get("metric_mode", "max") == "max"
     is_good = certificate.within_delta and not result.reason
-    line = headline(certificate, is_larger_better=is_larger_better)
-    out.print(Text(line, style="bold green" if is_good else "bold yellow"))
+    out.print(Text(headline_of(result), style="bold green" if is_good else "bold yellow"))
     table = Table(title="Compressed" if not result.reason else "Not compressed")
     for column in ("", "reference", "compressed", "change"):
         table.add_column(column, justify="left" if not column else "right")
@@ -34,11 +34,11 @@ def render(result: Result, console: Console | None = None) -> None:
     out.print(table)
     out.print(verdict(certificate), markup=False)
     if len(result.plan):
-        out.print(f"Done to it: {result.plan.describe().replace('_', ' ')}.", markup=False)
+        out.print(f"Done to it: {words_of(result.plan.describe())}.", markup=False)
     if certificate.agreement:
         out.print(str(certificate.agreement), markup=False)
     if result.reason:
-        out.print(f"The reference itself is the answer: {result.reason}.", markup=False)
+        out.print(unchanged(result), markup=False)
     if result.latency_errors:
         out.print(str(result.latency_errors), markup=False)
     if len(result.frontier) > 1:
@@ -61,9 +61,9 @@ def rows(certificate: Certificate) -> list[tuple[str, str, str, str]]:
     change = c.metric - c.reference_metric
     sign = "+" if change > 0 else "-" if change < 0 else ""
     costs = (
-        ("size on disk", "size_bytes", c.size_ratio, ("smaller", "larger")),
-        ("MACs", "macs", c.macs_ratio, ("fewer", "more")),
-        ("parameters", "params", c.params_ratio, ("fewer", "more")),
+        ("size_bytes", "size on disk", c.size_ratio),
+        ("macs", name_of("macs"), c.macs_ratio),
+        ("params", name_of("params"), c.params_ratio),
     )
     return [
         (
@@ -74,18 +74,18 @@ def rows(certificate: Certificate) -> list[tuple[str, str, str, str]]:
         ),
         (
             f"latency in {runtime_name(c.target)}{_call(c)}",
-            f"{c.reference_latency_ms:.3f} ms",
-            f"{c.latency_ms:.3f} ms",
-            ratio_text(c.latency_ratio, "faster", "slower"),
+            amount("latency_ms", c.reference_latency_ms),
+            amount("latency_ms", c.latency_ms),
+            change_of("latency_ms", c.latency_ratio),
         ),
         *(
             (
                 name,
                 amount(entry, getattr(c, f"reference_{entry}")),
                 amount(entry, getattr(c, entry)),
-                ratio_text(ratio, *words),
+                change_of(entry, ratio),
             )
-            for name, entry, ratio, words in costs
+            for entry, name, ratio in costs
         ),
     ]
 
@@ -104,35 +104,17 @@ def variant_row(record: VariantRecord, certificate: Certificate) -> tuple[str, .
 
 
 def verdict(certificate: Certificate) -> str:
-    """The certificate in a sentence."""
+    """The certificate in sentences."""
     c = certificate
-    within = "within" if c.within_delta else "NOT within"
-    runtime = c.target.get("runtime")
-    where = "on the exported file" if runtime == "onnxruntime" else f"in {runtime}"
-    return (
-        f"{c.metric_name} {c.reference_metric:.4g} -> {c.metric:.4g}, {within} delta {c.delta:g}, "
-        f"measured {where} (split {c.split!r}, evaluated {c.looks} times in all)."
-        f"{_certainty(c)}"
-    )
-
-
-def _certainty(c: Certificate) -> str:
-    """What the interval adds to the measured drop; nothing if there is none."""
-    if c.interval is None:
-        return ""
-    low, high = (f"{end + 0.0:.3g}" for end in (c.interval.low, c.interval.high))  # no "-0"
-    sure = "all of it is" if c.is_certain else "not all of it is"
-    return (
-        f" The true drop lies between {low} and {high} ({100 * c.interval.confidence:g} % sure, "
-        f"whichever of the {c.interval.looks} variants judged there was chosen): {sure} within "
-        "delta."
-    )
+    before, after = (metric_text(value, c.delta) for value in (c.reference_metric, c.metric))
+    first = f"{c.metric_name} {before} -> {after}, {within(c)} delta {c.delta:g}."
+    return " ".join(filter(None, (first, measured(c), looked(c), certainty(c))))
 
 
 def _call(c: Certificate) -> str:
     """How it is called there, as far as that is known."""
     parts = [
-        f"{c.target[name]} {word}{'' if c.target[name] == 1 else 's'}"
+        times(c.target[name], word)
         for name, word in (("threads", "thread"), ("batch_size", "sample"))
         if name in c.target
     ]

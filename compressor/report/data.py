@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from compressor.evidence import Frozen
-from compressor.report.words import (
-    RESOURCES,
-    amount,
-    change_text,
-    duration,
-    headline,
-    metric_text,
-    ratio_text,
-    runtime_name,
-    significant,
-    words_of,
-)
-from compressor.result import Certificate, Plan, Result, VariantRecord
+from compressor.report.claims import headline_of, is_larger_better
+from compressor.report.words import change_text, duration, metric_text, runtime_name, words_of
+from compressor.result import Plan, Result, VariantRecord
+from compressor.units import amount, change_of, damage_text, name_of, times
 
 WITHIN, OUTSIDE, FAILED = "within", "outside", "failed"
 COSTS = ("latency_ms", "size_bytes", "macs", "params")
-BETTER = {
-    "latency_ms": ("faster", "slower"),
-    "size_bytes": ("smaller", "larger"),
-    "macs": ("fewer", "more"),
-    "params": ("fewer", "more"),
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,6 @@ class Variant:
         verdict: one of `WITHIN`, `OUTSIDE`, `FAILED`.
         drop: of the metric; None of a failed one.
         is_chosen: it is the result.
-        is_on_frontier: no other beats it in metric and all costs that count.
         curve: of its training and of the variant's that it went on from.
     """
 
@@ -80,7 +65,6 @@ class Variant:
     verdict: str
     drop: float | None
     is_chosen: bool
-    is_on_frontier: bool
     curve: tuple[Point, ...]
 
     @property
@@ -98,7 +82,7 @@ class View:
         self.certificate = result.certificate
         config: Mapping[str, Any] = result.info.get("config", {})
         self.config = config
-        self.is_larger_better = config.get("metric_mode", "max") == "max"
+        self.is_larger_better = is_larger_better(result)
         self.variants = tuple(self._variants())
 
     @property
@@ -107,14 +91,13 @@ class View:
         if self.result.reason:
             return "Not compressed: the reference itself is the answer"
         c = self.certificate
-        return f"{ratio_text(c.latency_ratio, 'faster', 'slower')}, " + ratio_text(
-            c.size_ratio, "smaller", "larger"
-        )
+        faster, smaller = c.latency_ratio, c.size_ratio
+        return f"{change_of('latency_ms', faster)}, {change_of('size_bytes', smaller)}"
 
     @property
     def headline(self) -> str:
         """The certificate in a line."""
-        return headline(self.certificate, is_larger_better=self.is_larger_better)
+        return headline_of(self.result)
 
     @property
     def verdict(self) -> str:
@@ -148,31 +131,12 @@ class View:
             before, after = getattr(c, f"reference_{resource}"), getattr(c, resource)
             ratio = getattr(c, f"{resource.partition('_')[0]}_ratio")
             yield Figure(
-                RESOURCES[resource],
+                name_of(resource),
                 amount(resource, before),
                 amount(resource, after),
-                ratio_text(ratio, *BETTER[resource]),
+                change_of(resource, ratio),
                 ratio >= 1,
             )
-
-    def claims(self) -> Iterator[str]:
-        """The certificate in sentences, and what qualifies it."""
-        c = self.certificate
-        yield f"{_measured(c)} The split {c.split!r} was looked at {_times(c.looks)} in all."
-        if c.interval is not None:
-            yield _certainty(c)
-        if c.agreement is not None:
-            yield str(c.agreement)
-        if c.parity is not None:
-            yield (
-                f"The float file's outputs differ from the torch model's by at most "
-                f"{c.parity.max_abs_error:.2g} on {c.parity.samples} samples."
-            )
-        if self.result.reason:
-            yield f"The reference itself is the answer: {self.result.reason}."
-        if self.result.latency_errors is not None:
-            yield str(self.result.latency_errors)
-        yield from c.notes
 
     def sentences(self) -> list[str]:
         """What could not be done, besides what `frozen` has."""
@@ -214,7 +178,7 @@ class View:
             ("seed", str(info.get("seed", self.config.get("seed", "unknown")))),
             ("delta", f"{c.delta:g} of {c.metric_name}"),
             ("judged on", f"split {c.split!r}"),
-            ("looks at it", str(c.looks)),
+            ("evaluations on it", str(c.looks)),
             ("target", _target(c.target)),
             ("optimization", str(self.config.get("optimization", "unknown"))),
             ("variants", _count(self.variants)),
@@ -270,23 +234,26 @@ class View:
         if record.cost is not None:
             for resource in COSTS:
                 value = getattr(record.cost, resource)
-                yield RESOURCES[resource], self.cost_text(resource, value)
+                yield name_of(resource), self.cost_text(resource, value)
             yield "peak memory", amount("peak_memory_bytes", record.cost.peak_memory_bytes)
         yield "latency, predicted", amount("latency_ms", record.predicted.get("latency_ms"))
         damage = record.predicted.get("damage")
-        yield "damage, predicted", "" if damage is None else significant(damage, 3)
+        yield "damage, predicted", "" if damage is None else damage_text(damage)
         yield "trained", f"{record.epochs} epochs{' in full' if record.is_final else ''}"
         yield "went on from", self._name_of(record.start)
         yield "cut from", self._name_of(record.base)
         yield "trained with", ", ".join(f"{words_of(k)} {v}" for k, v in record.tuning.items())
-        yield "took", f"{duration(record.seconds)}, {_times(record.looks, 'look')} at the split"
+        yield (
+            "took",
+            f"{duration(record.seconds)}, {times(record.looks, 'evaluation')} on the split",
+        )
         yield "why", record.reason
 
     def cost_text(self, resource: str, value: float) -> str:
         """A cost and its ratio to the reference's."""
         before = getattr(self.certificate, f"reference_{resource}")
         ratio = before / value if value else float("inf")
-        return f"{amount(resource, value)} ({ratio_text(ratio, *BETTER[resource])})"
+        return f"{amount(resource, value)} ({change_of(resource, ratio)})"
 
     def _name_of(self, variant_id: str) -> str:
         names = {variant.record.id: variant.name for variant in self.variants}
@@ -295,12 +262,11 @@ class View:
     def _variants(self) -> Iterator[Variant]:
         result, c = self.result, self.certificate
         chosen = chosen_id(result)
-        frontier = {record.id for record in result.frontier}
         by_id = {record.id: record for record in result.variants}
         for number, record in enumerate(result.variants, start=1):
             drop = None
             metric = record.metrics.get(c.metric_name)
-            if record.status == "done" and metric is not None:
+            if record.status == "done" and metric is not None and math.isfinite(metric):
                 drop = c.reference_metric - metric
                 drop = drop if self.is_larger_better else -drop
             verdict = FAILED if drop is None else WITHIN if drop <= c.delta else OUTSIDE
@@ -310,7 +276,6 @@ class View:
                 verdict,
                 drop,
                 record.id == chosen,
-                record.id in frontier,
                 tuple(joined_curve(record, by_id)),
             )
 
@@ -347,30 +312,10 @@ def _group(frozen: Frozen) -> tuple[str, str]:
     return words_of(frozen.technique), frozen.reason
 
 
-def _measured(c: Certificate) -> str:
-    where = "on the exported file" if c.target.get("runtime") == "onnxruntime" else "as deployed"
-    return f"Metric, latency and size were measured {where}, in {runtime_name(c.target)}."
-
-
-def _certainty(c: Certificate) -> str:
-    assert c.interval is not None
-    low, high = (significant(end, 3) for end in (c.interval.low, c.interval.high))
-    sure = "all of it is" if c.is_certain else "not all of it is"
-    return (
-        f"With {100 * c.interval.confidence:g} % confidence the true drop lies between {low} and "
-        f"{high}, whichever of the {c.interval.looks} variants judged there was chosen "
-        f"({c.interval.chunks} parts of the split, both models on each): {sure} within delta."
-    )
-
-
-def _times(count: int, word: str = "time") -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
-
-
 def _target(target: Mapping[str, Any]) -> str:
     threads, batch = target.get("threads"), target.get("batch_size")
     parts = [runtime_name(target), str(target.get("device", ""))]
-    parts += [_times(threads, "thread")] if threads else []
+    parts += [times(threads, "thread")] if threads else []
     parts += [f"batch {batch}"] if batch else []
     return ", ".join(filter(None, parts))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.report.data import Variant
-from compressor.report.words import RESOURCES, amount
+from compressor.units import RESOURCES, amount
 
 Json = dict[str, Any]
 
@@ -110,7 +110,7 @@ def rows_axis(names: Sequence[str]) -> Json:
 def cost_axis(resource: str, values: Sequence[float]) -> Json:
     """Linear, or where the values are far apart logarithmic, with ticks at 1, 2 and 5."""
     title = {"text": axis_title(resource)}
-    if not (min(values) > 0 and max(values) / min(values) >= LOG_FROM):
+    if not values or min(values) <= 0 or max(values) / min(values) < LOG_FROM:
         return {"title": title, "type": "linear"}
     powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
@@ -120,7 +120,7 @@ def cost_axis(resource: str, values: Sequence[float]) -> Json:
 
 
 def axis_title(resource: str) -> str:
-    """What an axis of that cost is called, with its unit."""
-    units = {"latency_ms": "ms", "size_bytes": "bytes"}
-    name = RESOURCES[resource]
-    return f"{name}, {units[resource]}" if resource in units else name
+    """What an axis of that cost is called, with its unit where the name does not say it."""
+    known = RESOURCES[resource]
+    unit = "bytes" if known.unit == "B" else known.unit
+    return f"{known.name}, {unit}" if unit not in ("", known.name) else known.name

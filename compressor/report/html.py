@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from compressor.files import write_text
 from compressor.report.charts import make_charts
+from compressor.report.claims import claims
 from compressor.report.data import View
-from compressor.report.words import amount, duration
-from compressor.result import Result
+from compressor.report.reading import finite, read_leniently
+from compressor.report.tables import damage_tables, layer_table
+from compressor.report.words import duration
+from compressor.units import amount
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Inside a script element only these can end it, or begin a comment; JSON has them as escapes too.
@@ -40,28 +43,25 @@ def write_report(values: Mapping[str, Any], path: Path) -> Path:
 
 
 def render_page(values: Mapping[str, Any]) -> str:
-    """The page as text.
+    """The page as text; what `values` lack, or have no number for, is shown as unknown.
 
     Raises:
         StudyError: if a newer version of this package wrote `values`.
     """
-    view = View(Result.from_json(values))
+    view = View(read_leniently(values))
     charts = make_charts(view)
     scripts = [_plotly(), (TEMPLATES / "report.js").read_text()]
-    template = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.j2")
-    data = {
+    data: dict[str, Any] = {
         "charts": {key: {**vars(chart)} for key, chart in charts.items()},
         "variants": {variant.record.id: view.detail(variant) for variant in view.variants},
         "selected": _first_selected(view),
     }
-    return template.render(
+    return _template().render(
         view=view,
+        claims=list(claims(view.result)),
+        damages=damage_tables(view.result),
+        layers=layer_table(view.result),
+        plan=data["variants"].get(data["selected"]),
         charts=charts,
         selected=data["selected"],
         data=inline_json(data),
@@ -80,17 +80,18 @@ def inline_json(value: Any) -> Markup:
     >>> print(inline_json({"</script>": float("nan")}))
     {"\u003c/script\u003e": null}
     """
-    return Markup(json.dumps(_finite(value), allow_nan=False).translate(UNSAFE))
+    return Markup(json.dumps(finite(value), allow_nan=False).translate(UNSAFE))
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+@cache
+def _template() -> Template:
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html.j2")
 
 
 def _first_selected(view: View) -> str:

@@ -17,7 +17,8 @@ from compressor.report.figures import (
     plain,
     rows_axis,
 )
-from compressor.report.words import RESOURCES, amount, significant, words_of
+from compressor.report.words import words_of
+from compressor.units import amount, damage_text, name_of
 
 LEAST_DAMAGE = 1e-6  # below, damages are the noise of the arithmetic
 ROW_PIXELS = 22
@@ -38,7 +39,7 @@ def damage_chart(view: View) -> Chart:
         summaries[name] = (
             f"Heat map of the damage of {len(choices)} choices of {name}. The worst is "
             f"{worst.label or 'the only choice'} at {worst.site or 'the whole model'}, "
-            f"{significant(worst.damage, 3)}."
+            f"{damage_text(worst.damage)}."
         )
     return Chart("damage", figures, summaries, is_tall=True)
 
@@ -50,10 +51,10 @@ def layer_chart(view: View) -> Chart:
         rows = [
             (row, _of(row.reference, key), _of(row.compressed, key)) for row in view.result.layers
         ]
-        shown = [(row, before, after) for row, before, after in rows if before > 0]
+        shown = [(row, before, after) for row, before, after in rows if 0 < before < math.inf]
         if not shown:
             continue
-        name = RESOURCES[key]
+        name = name_of(key)
         labels = [row.name or "(model)" for row, _, _ in shown]
         texts = [
             f"{plain(label)} ({plain(row.type)})<br>{amount(key, before)} → "
@@ -89,23 +90,26 @@ def _heat_map(choices: Sequence[Sensed], taken: set[tuple[str, str, str]]) -> Js
     rows = list(sites.values())
     width = max(map(len, rows))
     gaps: list[list[Any]] = [[None] * (width - len(row)) for row in rows]
-    damages = [
-        [math.log10(max(sensed.damage, LEAST_DAMAGE)) for sensed in row] + gap
+    known = [_power(each) for row in rows for each in row if math.isfinite(each.damage)] or [0.0]
+    lowest = math.floor(min(known))
+    ticks = list(range(lowest, max(math.ceil(max(known)), lowest + 2) + 1))
+    powers = [
+        [_power(each) if math.isfinite(each.damage) else ticks[-1] for each in row] + gap
         for row, gap in zip(rows, gaps, strict=True)
     ]
     texts = [[_sensed_text(each) for each in row] + [""] * (width - len(row)) for row in rows]
-    known = [value for row in damages for value in row if value is not None]
-    lowest = math.floor(min(known))
-    ticks = list(range(lowest, max(math.ceil(max(known)), lowest + 2) + 1))
+    places = [
+        (column, row, each) for row, found in enumerate(rows) for column, each in enumerate(found)
+    ]
     dots = [
         (column, row)
-        for row, found in enumerate(rows)
-        for column, each in enumerate(found)
+        for column, row, each in places
         if (each.technique, each.site, each.label) in taken
     ]
+    crosses = [(column, row) for column, row, each in places if not math.isfinite(each.damage)]
     cells: Json = {
         "type": "heatmap",
-        "z": damages,
+        "z": powers,
         "zmin": ticks[0],
         "zmax": ticks[-1],
         "x": list(range(width)),
@@ -124,22 +128,8 @@ def _heat_map(choices: Sequence[Sensed], taken: set[tuple[str, str, str]]) -> Js
             "lenmode": "fraction",
         },
     }
-    marks: Json = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "taken",
-        "x": [column for column, _ in dots],
-        "y": [row for _, row in dots],
-        "hoverinfo": "skip",
-        "marker": {
-            "symbol": "circle",
-            "size": 9,
-            "color": "@card",
-            "line": {"color": "@text", "width": 1.5},
-        },
-    }
     return make_figure(
-        [cells, marks],
+        [cells, _marks("taken", "circle", dots), _marks("hopeless", "x", crosses)],
         xaxis={
             "tickvals": list(range(width)),
             "ticktext": _column_names(rows, width),
@@ -151,6 +141,23 @@ def _heat_map(choices: Sequence[Sensed], taken: set[tuple[str, str, str]]) -> Js
         yaxis=rows_axis([site or "(model)" for site in sites]),
         height=AXIS_PIXELS + ROW_PIXELS * max(len(rows), 4),
     )
+
+
+def _power(sensed: Sensed) -> float:
+    return math.log10(max(sensed.damage, LEAST_DAMAGE))
+
+
+def _marks(name: str, symbol: str, places: Sequence[tuple[int, int]]) -> Json:
+    line = {"color": "@text", "width": 1.5}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [column for column, _ in places],
+        "y": [row for _, row in places],
+        "hoverinfo": "skip",
+        "marker": {"symbol": symbol, "size": 9, "color": "@card", "line": line},
+    }
 
 
 def _column_names(rows: Sequence[Sequence[Sensed]], width: int) -> list[str]:
@@ -168,9 +175,9 @@ def _sensed_text(sensed: Sensed) -> str:
     lines = [
         plain(sensed.site or "the whole model"),
         plain(sensed.label),
-        f"damage {significant(sensed.damage, 3)}",
+        f"damage {damage_text(sensed.damage)}",
         *(
-            f"saves {amount(resource, value)} of {RESOURCES.get(resource, resource)}"
+            f"saves {amount(resource, value)} of {name_of(resource)}"
             for resource, value in sensed.saved.items()
         ),
     ]

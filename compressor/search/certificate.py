@@ -1,11 +1,11 @@
-"""What is finally claimed of the exported file, and when a claim means nothing."""
+"""What is finally claimed of the exported file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from compressor.result import Agreement, Certificate, Cost, Interval, Parity, VariantRecord
+from compressor.result import Agreement, Certificate, Cost, Interval, Parity
 from compressor.search.goal import Goal
 from compressor.search.interval import Paired, drop_interval
 
@@ -49,7 +49,7 @@ def make_certificate(
         agreement: of the quantized file with its simulation; None if nothing is quantized.
         paired: metrics of the reference and the file on parts of `split`, or why there are none.
         target: where costs were measured.
-        looks: how many models' evaluations on `split` led here, the reference among them.
+        looks: how many evaluations on `split` led here, that of the reference among them.
         split: that the metric is of.
         notes: what a reader must know besides.
     """
@@ -103,10 +103,8 @@ def _interval(goal: Goal, paired: Paired | str, looks: int) -> tuple[Interval | 
     """Of the drop; None, and why there is none."""
     if isinstance(paired, str):
         return None, paired
-    variants = max(looks - 1, 1)  # without the reference
-    found = drop_interval(
-        paired, goal.delta, is_larger_better=goal.is_larger_better, looks=variants
-    )
+    others = max(looks - 1, 1)  # without the reference's
+    found = drop_interval(paired, goal.delta, is_larger_better=goal.is_larger_better, looks=others)
     return (None, found) if isinstance(found, str) else (found, "")
 
 
@@ -118,61 +116,3 @@ def broken_limits(goal: Goal, cost: Cost) -> list[str]:
         for name, bound in goal.limits
         if getattr(cost, name) > bound
     ]
-
-
-def explain(
-    goal: Goal,
-    best: VariantRecord | None,
-    reference: Cost,
-    records: Sequence[VariantRecord],
-    *,
-    choices: int,
-) -> str:
-    """Why the reference itself is the answer; "" where `best` is better.
-
-    Args:
-        goal: what counts.
-        best: variant within delta, if there is one.
-        reference: cost of the reference.
-        records: all variants.
-        choices: how many were proposed.
-    """
-    wanted = " and ".join(goal.resources)
-    if best is not None and best.cost is not None and len(best.plan):
-        if goal.value(best.cost) < goal.value(reference):
-            return ""
-        return f"no variant within delta has less {wanted} than the reference"
-    done = [record for record in records if record.status == "done" and len(record.plan)]
-    if not choices:
-        return "no technique offers anything on this model and target"
-    if not records and goal.limits:
-        bounds = ", ".join(f"budget.{name}={bound:g}" for name, bound in goal.limits)
-        return (
-            f"no plan is predicted to meet {bounds}, or the budget ended before the first variant"
-        )
-    if not records:
-        return (
-            f"no plan is predicted to need less {wanted} than the reference, or the budget "
-            "ended before the first variant"
-        )
-    if not done:
-        return f"all {len(records)} variants failed; the last: {records[-1].reason}"
-    nearest = min(done, key=goal.drop)
-    return (
-        f"none of {len(done)} variants kept {goal.key!r} within {goal.delta:g} of "
-        f"{goal.reference:.4g}; the nearest, {nearest.id}, lost {goal.drop(nearest):.4g}. More "
-        "epochs, more data or a larger delta may help"
-    )
-
-
-def conclude(
-    goal: Goal, best: VariantRecord | None, records: Sequence[VariantRecord], reason: str
-) -> str:
-    """What the search came to."""
-    if best is None or best.cost is None:
-        return f"The reference itself is the answer: {reason}."
-    within = sum(goal.holds(record) for record in records)
-    return (
-        f"Variant {best.id} is taken: of {within} variants within delta, {len(records)} in all, it "
-        f"has the least {' and '.join(goal.resources)}."
-    )

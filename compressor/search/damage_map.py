@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compressor.errors import CompressorError
-from compressor.evidence import Sensed
+from compressor.evidence import HOPELESS, Sensed
 from compressor.logs import get_logger
 from compressor.progress import Progress
 from compressor.result import Choice, Plan, VariantRecord
 from compressor.search.budget import Spending
 from compressor.search.goal import Goal
 from compressor.search.making import Base
-from compressor.search.sensitivity import HOPELESS, sense
+from compressor.search.sensitivity import sense
 from compressor.search.space import NOTHING, Effects, LayerCost, LayerState, Space
 from compressor.search.strategy import DamageSearch
 from compressor.search.study import Study
@@ -108,7 +108,10 @@ class DamageMap:
         self._effects = self._bench.effects(self._choices)
 
     def sensed(self, goal: Goal) -> tuple[Sensed, ...]:
-        """Each choice made alone of the reference: its damage, and what it saves by itself."""
+        """Each choice made alone of the reference: its damage, and what it saves by itself.
+
+        What is hopeless has an infinite damage.
+        """
         layers = self._bench.layers()
         costs = {resource: self._bench.layer_cost(resource) for resource in goal.resources}
 
@@ -123,7 +126,7 @@ class DamageMap:
                 choice.technique,
                 choice.site,
                 choice.label,
-                self._damage[choice.key],
+                damage if (damage := self._damage[choice.key]) < HOPELESS else math.inf,
                 {resource: saved(choice, cost) for resource, cost in costs.items()},
             )
             for choice in self._choices

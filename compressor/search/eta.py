@@ -62,3 +62,7 @@ class Eta:
         if math.isfinite(left):
             self._progress.tell(ends_at=time.monotonic() + left)
             logger.info("about %.2g minutes are left, judging by the first variant", left / 60)
+
+    def end(self) -> None:
+        """The search has ended: what follows was not estimated, so nothing is shown of it."""
+        self._progress.tell(ends_at=None)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from compressor.config import Config
 from compressor.errors import CompressorError
+from compressor.interfaces.metrics import check_delta
 from compressor.result import Cost, VariantRecord
+from compressor.units import gain_text
 
-GAINS = {"latency_ms": "faster", "size_bytes": "smaller", "macs": "fewer MACs"}
+RESOURCES = {
+    "compression": "size_bytes",
+    "quantization": "size_bytes",
+    "latency": "latency_ms",
+    "macs": "macs",
+}
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,11 @@ class Goal:
         """How much cheaper than the reference a model is, in words: "2.7x faster"."""
         if self.reference_cost is None:
             return ""
-        pairs = [
-            f"{getattr(self.reference_cost, name) / max(getattr(cost, name), 1e-9):.2f}x {word}"
-            for name, word in GAINS.items()
-            if name in self.resources
-        ]
-        return " and ".join(pairs)
+        before = self.reference_cost
+        return " and ".join(
+            gain_text(name, getattr(before, name) / max(getattr(cost, name), 1e-9))
+            for name in self.resources
+        )
 
     def describe(self, cost: Cost) -> str:
         """What is to be small, of a model: "latency_ms 1.23, size_bytes 45,678"."""
@@ -98,6 +105,39 @@ class Goal:
             f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
             for name, value in values
         )
+
+
+def make_goal(config: Config, metrics: Mapping[str, float], cost: Cost) -> Goal:
+    """What `config` asks for.
+
+    Args:
+        config: has delta, objectives and budget.
+        metrics: of the reference.
+        cost: of the reference.
+
+    Raises:
+        CompressorError: if delta would accept every model.
+    """
+    key = config.eval_key or next(iter(metrics))
+    is_larger_better = config.metric_mode == "max"
+    check_delta(config.delta, key, metrics[key], is_larger_better=is_larger_better)
+    budget = config.budget
+    limits = {"latency_ms": budget.latency_ms, "size_bytes": budget.size_bytes, "macs": budget.macs}
+    resource = RESOURCES[config.optimization]
+    also = [RESOURCES[word] for word in config.also_optimize]
+    others = tuple(name for name in dict.fromkeys(also) if name != resource)
+    shares = tuple(1 / max(getattr(cost, name), 1e-9) for name in (resource, *others))
+    return Goal(
+        key=key,
+        reference=metrics[key],
+        delta=config.delta,
+        is_larger_better=is_larger_better,
+        resource=resource,
+        limits=tuple((name, bound) for name, bound in limits.items() if bound is not None),
+        also=others,
+        weights=shares if others else (1.0,),
+        reference_cost=cost,
+    )
 
 
 def best_record(goal: Goal, records: Sequence[VariantRecord]) -> VariantRecord | None:

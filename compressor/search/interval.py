@@ -56,7 +56,8 @@ def drop_interval(
         delta: drop that is tolerated; the chunks' mean must be the metric of the whole within a
             tenth of it, else the metric is none that averages (mAP, a correlation, …).
         is_larger_better: False for errors and losses.
-        looks: how many variants the split has judged before this one was chosen, 1 or more.
+        looks: how many evaluations of compressed models the split saw before this one was chosen,
+            those after single epochs too; 1 or more.
     """
     sizes = np.array(paired.samples, dtype=float)
     if len(sizes) < LEAST_CHUNKS:

@@ -5,6 +5,7 @@ One process at a time: an operating-system lock, which dies with its process, sa
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from compressor.search.budget import Spending
     from compressor.search.variants import Variants
 
-
 TICK_SECONDS = 5.0
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # full or read-only
 
 
 class RunDir:
@@ -147,7 +148,8 @@ def open_run_dir(path: Path) -> Iterator[RunDir]:
     """Make or reopen the folder, lock it, log to its `engine.log`.
 
     Raises:
-        StudyError: if it cannot be written, or another process works in it.
+        StudyError: if it cannot be written, also later in the block, or another process works in
+            it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -171,4 +173,12 @@ def open_run_dir(path: Path) -> Iterator[RunDir]:
         for part in path.rglob(".*.part"):  # of a write that was killed
             part.unlink(missing_ok=True)
         with log_to_file(path / "engine.log"), Study(path / "study.db") as study:
-            yield RunDir(path, study)
+            try:
+                yield RunDir(path, study)
+            except OSError as error:
+                if error.errno not in UNWRITABLE:
+                    raise
+                raise StudyError(
+                    f"Writing to {str(path)!r} failed: {error}. What was saved before is intact; "
+                    "free space and start again with the same run_dir to go on."
+                ) from error

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from compressor.evidence import HOPELESS
 from compressor.files import write_text
 from compressor.logs import get_logger
 from compressor.progress import Progress
@@ -18,7 +19,6 @@ from compressor.result import Choice
 
 logger = get_logger(__name__)
 
-HOPELESS = 1e6  # stands for a choice whose outputs are not finite
 MOST_DAMAGE = 5.0  # outputs that have nothing to do with the reference's any more
 MILD_FIRST = frozenset({"channel_pruning", "low_rank"})  # whose choices at a site come so
 SAVE_EVERY = 20

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from compressor.errors import CheckpointError
 from compressor.files import write_bytes
+from compressor.interfaces.instances import check_module
 from compressor.structure.describe import diff, rebuild
 from compressor.structure.origin import fingerprint, origin_of, remember_origin
 from compressor.structure.packing import pack, unpack
@@ -27,6 +28,7 @@ from compressor.structure.trace import in_eval
 
 STRUCTURE_FILE = "structure.json"
 WEIGHTS_FILE = "model.safetensors"
+MODEL_OF_A_RUN = Path("exports", "model")  # in the folder of a run of the engine
 PLAIN_FORMAT, PACKED_FORMAT = 1, 2  # 1 is read by versions that cannot unpack
 
 
@@ -53,6 +55,9 @@ def save(
             was compressed from and no `reference` is given.
         CheckpointError: if its state dict holds something that is not a tensor.
     """
+    check_module("model", model)
+    if reference is not None:
+        check_module("reference", reference)
     folder = Path(folder)
     files = to_bytes(model, reference=reference)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,9 @@ def load(folder: str | os.PathLike[str], reference: nn.Module) -> nn.Module:
 
     Raises:
         CheckpointError: if a file is missing, truncated or altered, or of another reference.
+        ModelError: if the reference is a class, or no module.
     """
+    check_module("reference", reference)
     names = (STRUCTURE_FILE, WEIGHTS_FILE)
     return _restore({name: _read(Path(folder) / name) for name in names}, reference, str(folder))
 
@@ -182,7 +189,13 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing. Give the folder that `save` wrote.") from error
+        way_out = "Give the folder that `save` wrote."
+        of_a_run = path.parent / MODEL_OF_A_RUN
+        if (of_a_run / STRUCTURE_FILE).is_file():
+            way_out = (
+                f"This is the folder of a run, and its model is in {str(of_a_run)!r}: give that."
+            )
+        raise CheckpointError(f"{path} is missing. {way_out}") from error
 
 
 def _parse_structure(content: bytes, source: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,11 +77,19 @@ class ResidualGraph:
         return None
 
     def branch_of(self, name: str) -> Pair | None:
-        """The stream before and after the sum, if the output is added to what the input is of.
+        """The stream before and after the sum, if the module is a whole branch beside it.
 
         A part of a branch, behind a layer that is not inside it, is none: it is as wide as the
         stream by chance, and no longer when one of the two is pruned.
         """
+        pair = self.end_of_branch(name)
+        if pair is None:
+            return None
+        beside = _ancestors(self._inputs(name), MIXING)
+        return pair if _passed_from(pair[0]) & beside else None
+
+    def end_of_branch(self, name: str) -> Pair | None:
+        """The stream before and after the sum, if the output is added to what the input is of."""
         nodes = self.inside[name]
         own = set(nodes)
         node = _only_end(nodes, own)
@@ -106,9 +114,13 @@ class ResidualGraph:
         if len(others) != 1 or _shape(others[0]) != _shape(user):
             return None
         stream = others[0]
-        inputs = (arg for each in nodes for arg in each.all_input_nodes if arg not in own)
-        comes_from_it = bool(_passed_from(stream) & _same_channels(inputs))
+        comes_from_it = bool(_passed_from(stream) & _ancestors(self._inputs(name)))
         return (stream, user) if comes_from_it and stream not in own else None
+
+    def _inputs(self, name: str) -> Iterator[Node]:
+        """What the module computes with that it did not compute."""
+        own = set(self.inside[name])
+        return (arg for node in self.inside[name] for arg in node.all_input_nodes if arg not in own)
 
 
 def _nodes_by_module(nodes: Iterable[Node], names: Iterable[str]) -> dict[str, list[Node]]:
@@ -133,15 +145,15 @@ def _users(node: Node) -> list[Node]:
     return [user for user in node.users if not _operation(user).startswith(CHECKS)]
 
 
-def _same_channels(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes, and what they are computed from without a layer in between."""
+def _ancestors(nodes: Iterable[Node], end_at: Collection[str] = ()) -> set[Node]:
+    """The nodes, and all that they are computed from; not beyond operations of `end_at`."""
     found: set[Node] = set()
     frontier = list(nodes)
     while frontier:
         node = frontier.pop()
         if node not in found:
             found.add(node)
-            if _operation(node) not in MIXING:
+            if _operation(node) not in end_at:
                 frontier.extend(node.all_input_nodes)
     return found
 

@@ -82,7 +82,7 @@ class Target(ABC):
         for option, value in (("threads", threads), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"target: {option}={value} is below 1. Write 1 or more.")
-        Device.of(device).check_available()
+        Device.of(device).check_available(device)
         self.device = torch.device(device)
         self.threads = threads
         self.batch_size = batch_size

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from compressor.errors import ConfigError, ModelError, suggest
 from compressor.interfaces.inputs import ModelInputs, device_of
+from compressor.interfaces.instances import check_module
 from compressor.profiling.counts import count
 from compressor.structure.channels import find_groups
 from compressor.structure.groups import ChannelGroup, ChannelMap
@@ -33,6 +34,7 @@ from compressor.structure.selection import (
     width_step,
 )
 from compressor.structure.trace import copy_model, copy_skeleton
+from compressor.units import gain_text, times
 
 CLOSE = 0.99  # of the work that may be left: no more channels are tried
 
@@ -56,6 +58,23 @@ class Pruned:
     channels: ChannelMap
     macs_fraction: float
     params_fraction: float
+
+    def __repr__(self) -> str:
+        """What was cut, in one line."""
+        groups = self.channels.groups
+        pruned = sum(
+            len(self.kept.get(group.name, range(group.size))) < group.size for group in groups
+        )
+        frozen = sum(len(layers) for _, layers in self.channels.frozen)
+        quarantined = len(self.channels.quarantined)
+        parts = [
+            gain_text("macs", 1 / self.macs_fraction),
+            gain_text("params", 1 / self.params_fraction),
+            f"{pruned} of {len(groups)} channel groups pruned",
+            *([f"{times(frozen, 'layer')} frozen"] if frozen else []),
+            *([f"{times(quarantined, 'group')} quarantined"] if quarantined else []),
+        ]
+        return f"Pruned({', '.join(parts)})"
 
 
 def prune(
@@ -236,6 +255,7 @@ def _check(
 
 def _check_model(model: nn.Module) -> None:
     """Refuse what cannot be cut, before any work."""
+    check_module("model", model)
     for name, module in model.named_modules():
         where = f"Its module {name!r}" if name else "The model"
         if isinstance(module, torch.jit.ScriptModule):

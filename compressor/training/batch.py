@@ -93,5 +93,6 @@ def _missing(batch: Any, key: int | str) -> DataError:
         has = f"the attributes {names}" if names else "no attribute"
     return DataError(
         f"The batch, a {kind}, has no item {key!r}; it has {has}. Set input_key and target_key to "
-        "where the inputs and the targets are."
+        "where the inputs and the targets are; if the model is called with more than one of them, "
+        "put it into a TaskModel of your own, whose forward and loss take the batch apart."
     )

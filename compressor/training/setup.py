@@ -180,7 +180,7 @@ def check_device(device: torch.device) -> None:
         DeviceError: if it is a GPU and torch finds none.
     """
     if device.type == "cuda":
-        Device.GPU.check_available()
+        Device.GPU.check_available(device)
 
 
 class _OptimizerFunction(NativeOptimizerFactory):

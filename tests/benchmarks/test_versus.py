@@ -33,7 +33,7 @@ from benchmarks.versus_pruning import (
     torch_pruning,
 )
 from benchmarks.versus_report import over_seeds, tables
-from benchmarks.versus_rows import DELTA, FILE, MADE, MISSING, failure
+from benchmarks.versus_rows import DELTA, FILE, MADE, MISSING, counted, failure
 
 
 def row(model: str, name: str, ratio: float | None, drop: float = 0.0, seed: int = 0) -> Any:
@@ -324,6 +324,7 @@ def test_equal_files_are_measured_once_and_a_failure_has_no_numbers(
         folder.mkdir(parents=True)
         linear_file(folder / FILE, weight)
         made[name, 0] = {"minutes": 2.0, "how": name, "variants": 3}
+    made["ours", 0] |= {"MACs": 25, "parameters": 25}
     made["nncf", 0] = {"error": MISSING}
     timed: list[int] = []
 
@@ -343,6 +344,14 @@ def test_equal_files_are_measured_once_and_a_failure_has_no_numbers(
     assert rows["nncf"]["how"] == MISSING
     assert rows["nncf"]["latency ratio, batch 1"] is None
     assert rows["ours"]["evidence"] == {"variants": 3}
+    assert [rows[name]["MACs"] for name in rows] == [None, None, 25, None], "as rows told"
+
+
+def test_rows_tell_the_macs_of_one_sample_and_the_parameters() -> None:
+    layer = nn.Conv2d(3, 8, 3, padding=1)
+    loader = Batches(torch.zeros(4, 3, 6, 6), torch.zeros(4), batch_size=2)
+    case = Case("one", layer, loader, loader, torch.zeros(4, 3, 6, 6))
+    assert counted(layer, case) == {"MACs": 8 * 36 * 27, "parameters": 8 * 27 + 8}
 
 
 def test_a_missing_peer_is_told_from_a_broken_one() -> None:

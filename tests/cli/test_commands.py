@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,23 @@ def test_a_format_that_was_not_written_is_made_from_the_saved_model(
     session = ort.InferenceSession(printed["artifacts"]["onnx_float"])
     (outputs,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     np.testing.assert_allclose(outputs, program(inputs).detach().numpy(), atol=1e-4)
+
+
+def test_a_format_that_is_made_in_the_run_is_named_by_it(
+    invoke: Invoke, finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "copied"
+    shutil.copytree(finished[0], run_dir)
+    done = invoke("export", run_dir, "--format", "exported_program", "--json")
+    assert done.exit_code == 0, done.stderr
+    path = json.loads(done.stdout)["exported_program"]
+    assert Path(path).parent == run_dir / "exports"
+    listed = json.loads(invoke("export", run_dir, "--json").stdout)
+    assert listed["exported_program"] == path
+    assert all(Path(each).is_relative_to(run_dir) for each in listed.values())
+    resumed = json.loads(invoke("resume", run_dir, "--json", "-q").stdout)
+    assert resumed["artifacts"]["exported_program"] == path
+    assert resumed["certificate"] == finished[1]["certificate"]
 
 
 def test_the_page_is_written_again_and_opened(

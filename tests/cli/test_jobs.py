@@ -119,7 +119,20 @@ def test_set_lies_over_the_file_which_lies_over_the_factory(
     assert config.optimization == "compression"
     assert engine.job.model.fc1.out_features == 24
     assert run_dir == Path("runs/small")
-    assert config.run_dir == "runs/small"
+    assert config.run_dir == str(tmp_path / "runs/small"), "also if the factory changes directory"
+
+
+def test_the_path_of_a_config_begins_in_the_folder_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "beside.yaml").write_text("delta: 7")
+    (tmp_path / "jobs" / "beside.yaml").write_text("delta: 3")
+    (tmp_path / "jobs" / "job.yaml").write_text(f"factory: {TINY}:make_from_file")
+    assert read_job("jobs/job.yaml", {}).open()[0].config.delta == 3
+    assert read_job(f"{TINY}:make_from_file", {}).open()[0].config.delta == 7
+    assert read_job(f"{TINY}:make_from_file", {"delta": 5}).open()[0].config.delta == 5
 
 
 def test_the_folder_is_that_of_the_command_then_of_the_configuration() -> None:

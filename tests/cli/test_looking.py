@@ -37,7 +37,7 @@ def test_profile_counts_a_model_and_its_inputs(invoke: Invoke) -> None:
     assert found["latency"] is None
     text = invoke("profile", f"{TINY}:make_pair", "--no-latency").stdout
     assert "Linear" in text
-    assert "For 1 samples a call." in text
+    assert "For 1 sample a call." in text
 
 
 @pytest.mark.slow
@@ -197,7 +197,9 @@ def test_files_of_other_programs_are_compared(
     assert found["a"]["params"] == 3
     assert found["a"]["nodes"] == 1
     assert found["ratios"]["latency_ms"] == 1.5
-    assert "1.50x" in invoke("compare", first, second).stdout
+    text = invoke("compare", first, second).stdout
+    assert "1.50x" in text
+    assert "1 thread, 1 sample a call" in text
 
 
 def test_a_file_with_other_open_sizes_is_not_timed(tmp_path: Path) -> None:
@@ -221,6 +223,7 @@ def test_a_file_with_other_open_sizes_is_not_timed(tmp_path: Path) -> None:
         (["resume", "."], "has no job.json"),
         (["run", "gone.yaml"], "gone.yaml cannot be read"),
         (["profile", f"{TINY}:make_nothing"], "returns a int"),
+        (["profile", f"{TINY}:make_three"], "returns a tuple of 3. Return (model, inputs)"),
         (["sensitivity", "nothing"], "is no job"),
     ],
 )
@@ -239,9 +242,15 @@ def test_a_command_that_cannot_says_why_and_exits_1(
     assert done.stderr.count("\n") == 1
 
 
-def test_a_damaged_result_is_named(invoke: Invoke, tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text("{")
-    assert "result.json is damaged" in invoke("report", tmp_path).stderr
+@pytest.mark.parametrize("command", ["report", "export", "compare"])
+@pytest.mark.parametrize("text", ["{", "{}", "[]", "null", '{"artifacts": {}}', '{"artifacts": 1}'])
+def test_a_damaged_result_is_named(invoke: Invoke, tmp_path: Path, command: str, text: str) -> None:
+    """All but broken JSON had ended in a traceback."""
+    (tmp_path / "result.json").write_text(text)
+    done = invoke(command, tmp_path, *([tmp_path] if command == "compare" else []))
+    assert done.exit_code == 1
+    assert "result.json is damaged" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,42 @@ def test_an_interrupted_run_is_resumed_by_its_folder_to_the_same_end(
     assert ends[0]["certificate"]["metric"] == ends[1]["certificate"]["metric"]
 
 
+def test_a_finished_run_is_resumed_from_anywhere_and_where_its_folder_was_moved(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was exported and certified anew."""
+    monkeypatch.chdir(tmp_path)
+    first = invoke("run", FAKE, "--run-dir", "one", "--json")
+    assert first.exit_code == 0, first.stderr
+    made = (tmp_path / "one" / "exports" / "model" / "model.json").stat().st_mtime_ns
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in (tmp_path / "one", tmp_path / "moved"):
+        if not folder.exists():
+            (tmp_path / "one").rename(folder)
+        done = invoke("resume", folder, "--json")
+        assert done.exit_code == 0, done.stderr
+        printed = json.loads(done.stdout)
+        file = Path(printed["artifacts"]["model_dir"], "model.json")
+        assert file.parents[2] == folder
+        assert file.stat().st_mtime_ns == made
+        assert printed["certificate"] == json.loads(first.stdout)["certificate"]
+    page = invoke("report", folder)
+    assert page.exit_code == 0, page.stderr
+    assert str(folder / "exports") in (folder / "report.html").read_text()
+    assert str(tmp_path / "one" / "exports") not in (folder / "report.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
+    assert invoke("run", FAKE, "--run-dir", tmp_path, "-q").exit_code == 0
+    (tmp_path / "a file").touch()
+    page = tmp_path / "a file" / "page.html"
+    done = invoke("report", tmp_path, "--to", page)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: The page {page} cannot be written: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_run_whose_reference_is_the_answer_exits_3_and_says_why(
     invoke: Invoke, tmp_path: Path
 ) -> None:

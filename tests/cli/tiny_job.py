@@ -76,6 +76,16 @@ def make_pair() -> tuple[nn.Module, Tensor]:
     return nn.Linear(16, 4), torch.zeros(3, 16)
 
 
+def make_three() -> tuple[nn.Module, Tensor, Tensor]:
+    """One thing too many."""
+    return (*make_pair(), torch.zeros(3, 16))
+
+
+def make_from_file(hidden: int = 8) -> dict[str, Any]:
+    """A job whose configuration is a file."""
+    return {**make(hidden), "config": "beside.yaml"}
+
+
 def make_nothing() -> int:
     """No job."""
     return 7

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from docs.code_blocks import FENCE, ROOT, pages, programs
+
+__all__ = ["FENCE", "ROOT", "pages", "programs"]  # of the generator, for the tests
 FOLDER = ROOT / "docs"
 
-FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]*(?:\([^()]*\))?[^()\s]*)\)")
 HEADING = re.compile(r"^#{1,6} +(.*?) *#*$", re.MULTILINE)
@@ -32,11 +33,6 @@ class Link(NamedTuple):
     text: str
     target: str
     is_picture: bool
-
-
-def pages() -> list[Path]:
-    """All pages of the documentation, and those of the top level."""
-    return [*sorted(ROOT.glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
 
 
 def name(page: Path) -> str:

@@ -11,12 +11,23 @@ import compressor
 from compressor import Config, load
 from compressor.techniques import TECHNIQUES
 from compressor.testing.models import TinyResNet
+from docs.code_blocks import does_something
+from docs.examples_page import examples
 from docs.generate import FOLDERS, PAGES, stale_pages
 from docs.reference import REFERENCE
-from tests.docs.pages import FOLDER, ROOT, all_blocks, blocks, name, pages
+from tests.docs.pages import (
+    FOLDER,
+    ROOT,
+    all_blocks,
+    blocks,
+    links,
+    name,
+    pages,
+    programs,
+)
 
 LANGUAGES = {"python", "pycon", "bash", "text", "yaml", "json"}
-LEAST_BLOCKS = 140  # in all; what runs is printed
+LEAST_PROGRAMS = 90  # see docs.code_blocks; CONTRIBUTING.md says how many there are
 
 # Of these the blocks are a line or two, the same on each page: they run in one test.
 MANY = [page for page in pages() if page.parent.name in FOLDERS]
@@ -80,9 +91,22 @@ def test_blocks_say_their_language_and_are_many() -> None:
         if block.language not in LANGUAGES
     ]
     assert not unknown
-    count = sum(len(blocks(page, "python")) for page in pages())
-    print(f"{count} blocks of Python in {len(pages())} pages run in these tests")
-    assert count >= LEAST_BLOCKS
+    count = sum(len(programs(page)) for page in pages())
+    assert count >= LEAST_PROGRAMS
+    assert f"\n{count} blocks on " in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_program"),
+    [
+        ("from torch import nn\nimport compressor", False),
+        ('config = {"techniques": ["sparsity"]}', False),
+        ("import torch\nx = torch.eye(2)", True),
+        ("engine.run()", True),
+    ],
+)
+def test_imports_and_options_alone_are_no_program(text: str, is_program: bool) -> None:
+    assert does_something(text) is is_program
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -93,6 +117,13 @@ def test_pages_made_from_the_code_are_up_to_date(page: str) -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     described = {name for page in REFERENCE.values() for name in page.names}
     assert set(compressor.__all__) - described == {"__version__"}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", FOLDER / "examples.md"], ids=name)
+def test_every_example_is_linked(page: Path) -> None:
+    linked = {Path(link.target).name for link in links(page) if "examples/" in link.target}
+    assert len(examples()) >= 10
+    assert {path.name for path in examples()} <= linked
 
 
 def test_no_page_is_of_something_that_is_no_longer_there() -> None:

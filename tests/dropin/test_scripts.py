@@ -1,7 +1,8 @@
-"""Scripts as users of the older engine have them, run as they are: only the import lines are ours.
+"""Scripts as users of the older engine have them: only their import lines are ours.
 
-Each runs as `python script.py --device CPU` would, in a folder of its own, with a budget of one
-trial. Where the search is not what is looked at, it is a short one: see `SHORT`.
+Each runs as `python script.py --device CPU` would, in a folder of its own. To every configuration
+`ONE_TRIAL` is added. Three scripts, among them one for detection and one for segmentation, run so;
+those of `SHORTENED` prune channels alone, and are timed in eager torch: see `SHORT`.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ FOLDER = Path(__file__).parent
 # What is added to what the scripts say, for time.
 ONE_TRIAL: Mapping[str, Any] = {"budget": {"trials": 1}, "progress": False}
 SHORT: Mapping[str, Any] = {"target": {"runtime": "eager"}, "techniques": ["channel_pruning"]}
-AS_USERS_RUN_THEM = ["hello_yolo_quantization.py --skip_layers 0"]
+AS_USERS_RUN_THEM = [
+    "hello_ssd.py",
+    "hello_unet.py",
+    "hello_yolo_quantization.py --skip_layers 0",
+]
 SHORTENED = [
     "hello_classifier.py --fp16",
     "classifier_2021.py --bn_fuse --delta 3",
     "classifier_2022.py",
-    "hello_ssd.py",
-    "hello_unet.py",
     "hello_yolo.py",
     "hello_yolo.py --external_training_loop",
 ]
@@ -144,7 +147,8 @@ def test_the_script_ends_in_a_model_that_is_certified(
     certificate = run.result.certificate
     assert certificate.within_delta, certificate
     assert certificate.reference_metric - certificate.metric <= run.engine.config.delta
-    assert certificate.size_ratio >= (1.2 if line in AS_USERS_RUN_THEM else 1)
+    assert certificate.size_ratio > 1.2
+    assert run.result.reason == "", "or the reference itself came back"
     counts = [sum(p.numel() for p in model.parameters()) for model in (reference, small)]
     assert counts[1] <= counts[0]
     assert counts[0] / counts[1] == pytest.approx(certificate.params_ratio)

@@ -258,8 +258,8 @@ def mask_splits(batch_size: int) -> dict[str, Any]:
         )
 
     return {
-        "train": DataLoader(masked(0, 256), batch_size, shuffle=True),
-        "test": DataLoader(masked(384, 96), batch_size),
+        "train": DataLoader(masked(0, 192), batch_size, shuffle=True),
+        "test": DataLoader(masked(384, 64), batch_size),
     }
 
 

@@ -23,12 +23,12 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.slow
 def test_two_processes_of_torchrun_compress_together(tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = str(scripts.EXAMPLES / "distributed.py")
+    module = ["-m", "tests.brevity", "distributed"]
     options = ["--quick", "--delta", "20", "--run-dir", str(tmp_path)]
-    root = str(scripts.EXAMPLES.parent)
-    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    folders = os.pathsep.join(map(str, (scripts.EXAMPLES.parent, scripts.EXAMPLES)))
+    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": folders}
     done = subprocess.run(
-        [sys.executable, *launcher, script, *options],
+        [sys.executable, *launcher, *module, *options],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

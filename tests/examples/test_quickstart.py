@@ -11,8 +11,10 @@ import pytest
 from nbclient import NotebookClient
 
 PATH = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
-QUICK = """EPOCHS, WIDTH, RUN_DIR = 2, 16, "run"
-SEARCH = {"budget": {"trials": 1}, "techniques": ["block_removal", "quantization"]}"""
+QUICK = """from tests.brevity import be_brief
+be_brief()
+EPOCHS, WIDTH, RUN_DIR = 2, 8, "run"
+SEARCH = {"budget": {"trials": 1}, "techniques": ["block_removal"]}"""
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     monkeypatch.setattr(module, "get_model_path", lambda: folder)
+    monkeypatch.setattr(module, "TOKENS", 16)
     return module
 
 

@@ -269,3 +269,37 @@ class Singular(nn.Module):
 def test_an_operation_without_a_translation_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"operation that ONNX does not: .*linalg_svd"):
         export_onnx(Singular(), ModelInputs((torch.ones(2, 4, 4),)), tmp_path / "m.onnx")
+
+
+class Boxes(nn.Module):
+    """Sizes: of the batch, twice that, and of what was found."""
+
+    def forward(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x + table, torch.cat([x, -x]), x.nonzero()
+
+
+def test_the_batch_is_called_batch_in_both_files(tmp_path: Path) -> None:
+    """It was called s87."""
+    inputs = ModelInputs((torch.randn(8, 64),))
+    model = TinyMLP(64, 16).eval()
+    quantizer = PostTraining(model, inputs, [inputs])
+    wanted = dict.fromkeys(quantizer.layers, STATIC_INT8)
+    for path in (
+        export_onnx(model, inputs, tmp_path / "float.onnx"),
+        quantizer.write(tmp_path / "int8.onnx", wanted),
+    ):
+        graph = onnx.load(path).graph
+        shapes = [value.type.tensor_type.shape.dim for value in (*graph.input, *graph.output)]
+        assert [shape[0].dim_param for shape in shapes] == ["batch", "batch"]
+        assert [shape[1].dim_value for shape in shapes] == [64, 10]
+
+
+def test_other_open_sizes_keep_their_own_names(tmp_path: Path) -> None:
+    inputs = ModelInputs((torch.randn(3, 4), torch.randn(4)))
+    path = export_onnx(Boxes(), inputs, tmp_path / "m.onnx")
+    graph = onnx.load(path).graph
+    first = [value.type.tensor_type.shape.dim[0] for value in (*graph.input, *graph.output)]
+    assert [dim.dim_param for dim in first[:-1]] == ["batch", "", "batch", "2*batch"]
+    assert first[-1].dim_param not in ("", "batch")
+    more = inputs.with_batch(5)
+    assert all(a.equal(b) for a, b in zip(run(path, more), more.call(Boxes()), strict=True))

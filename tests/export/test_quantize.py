@@ -229,3 +229,17 @@ def test_values_that_are_not_finite_are_an_error(net: nn.Module) -> None:
 def test_a_model_without_layers_is_an_error() -> None:
     with pytest.raises(ModelError, match="no convolution or linear layer"):
         quantize(nn.Sequential(nn.ReLU()), IMAGES.split(8))
+
+
+@pytest.mark.slow
+def test_a_format_without_ranges_wants_a_batch_to_trace(net: nn.Module) -> None:
+    with pytest.raises(
+        DataError, match=r"^No calibration .* traced .* 'dynamic_int8': give a list"
+    ):
+        quantize(net, format="dynamic_int8")
+    assert quantize(net, [IMAGES[:1]], format="dynamic_int8").plan.weights
+
+
+def test_a_class_is_quantized_by_its_instance() -> None:
+    with pytest.raises(ModelError, match=r"`model` is the class Net itself"):
+        quantize(Net, [IMAGES])  # type: ignore[arg-type]

@@ -53,3 +53,14 @@ def test_a_missing_gpu_is_an_error_and_no_fallback(monkeypatch: pytest.MonkeyPat
     Device.CPU.check_available()
     with pytest.raises(DeviceError, match=r"finds no CUDA device. Write device='CPU'"):
         Device.GPU.check_available()
+
+
+def test_a_missing_gpu_is_named_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said device='GPU', which nobody had written."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"^device='cuda:0' was asked for"):
+        Device.GPU.check_available("cuda:0")
+    with pytest.raises(DeviceError, match=r"^device='cuda:0' was asked for"):
+        Device.GPU.check_available(torch.device("cuda:0"))
+    with pytest.raises(DeviceError, match=r"^A GPU \('GPU', 'cuda'\) was asked for"):
+        Device.GPU.check_available()

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from compressor.errors import ModelError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.latency import Timing
 from compressor.profiling.profile import Comparison, compare, profile, state_size_bytes
@@ -57,7 +58,7 @@ def test_the_table_has_units_and_a_row_for_each_layer() -> None:
     assert "latency" not in table
     rows = {line.split()[0]: line.split() for line in table.splitlines() if line}
     assert rows["layer1.0.conv2"][1:] == [
-        "Conv2d", "2.3", "k", "147", "k", "1×16×8×8", "1×16×8×8",
+        "Conv2d", "2.30", "k", "147", "k", "1×16×8×8", "1×16×8×8",
     ]  # fmt: skip
 
 
@@ -104,3 +105,15 @@ def test_a_comparison_without_latency_has_no_latency_ratio() -> None:
     result = compare(TinyMLP(), TinyMLP(), torch.zeros(1, 64), latency=False)
     assert result.latency_ratio is None
     assert result.macs_ratio == 1
+
+
+def test_a_profile_and_a_comparison_print_as_their_tables(comparison: Comparison) -> None:
+    assert str(comparison) == repr(comparison) == comparison.table()
+    assert str(comparison.reference) == repr(comparison.reference) == comparison.reference.table()
+
+
+def test_classes_are_no_models() -> None:
+    with pytest.raises(ModelError, match="`model` is the class TinyMLP"):
+        profile(TinyMLP, torch.zeros(1, 64))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="`compressed` is the class TinyMLP"):
+        compare(TinyMLP(), TinyMLP, torch.zeros(1, 64))  # type: ignore[arg-type]

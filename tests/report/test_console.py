@@ -22,7 +22,7 @@ def printed(result: Result) -> str:
 def test_the_table_says_before_after_and_change() -> None:
     assert rows(CERTIFICATE) == [
         ("accuracy", "91.00", "90.50", "-0.50"),
-        ("latency in ONNX Runtime", "1.000 ms", "0.500 ms", "2.0x faster"),
+        ("latency in ONNX Runtime", "1.00 ms", "0.500 ms", "2.0x faster"),
         ("size on disk", "1.00 kB", "250 B", "4.0x smaller"),
         ("MACs", "150 MACs", "100 MACs", "1.5x fewer"),
         ("parameters", "60", "50", "1.2x fewer"),
@@ -87,10 +87,24 @@ def test_files_are_printed_with_their_sizes(tmp_path: Path) -> None:
 
 
 def test_a_result_outside_delta_is_not_called_within() -> None:
-    assert "within delta 1, measured on the exported file" in verdict(CERTIFICATE)
-    assert "measured in eager" in verdict(replace(CERTIFICATE, target={"runtime": "eager"}))
+    assert "within delta 1. Metric, latency and size were measured on the exported file" in verdict(
+        CERTIFICATE
+    )
+    assert "measured as deployed, in PyTorch" in verdict(
+        replace(CERTIFICATE, target={"runtime": "eager"})
+    )
     assert "NOT within" not in verdict(CERTIFICATE)
     assert "NOT within delta 1" in verdict(replace(CERTIFICATE, within_delta=False))
+
+
+def test_the_interval_counts_evaluations_and_not_variants() -> None:
+    """A variant is evaluated after each epoch: 11 evaluations are not 11 variants."""
+    sure = replace(CERTIFICATE, interval=Interval(0.1, 0.9, 0.95, 64, 11))
+    assert "widened for 11 evaluations of compressed models there" in verdict(sure)
+    assert "variants" not in verdict(sure)
+    assert "lies between 0.1 and 0.9, all of it within delta" in verdict(sure)
+    wide = replace(CERTIFICATE, interval=Interval(0.1, 1.9, 0.95, 64, 11))
+    assert "not all of it within delta" in verdict(wide)
 
 
 def test_files_notes_and_losses_are_printed_as_they_are() -> None:

@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 
 from compressor.errors import StudyError
+from compressor.evidence import Sensed
 from compressor.report.charts import make_charts
+from compressor.report.claims import claims
 from compressor.report.data import View
 from compressor.report.figures import plain, short
 from compressor.report.html import render_page, write_report
-from tests.report.results import CERTIFICATE, NAMES, full_result, hostile_result
+from compressor.result import Result
+from tests.report.results import CERTIFICATE, NAMES, full_result, hostile_result, record
 
 
 class Page(HTMLParser):
@@ -116,8 +119,8 @@ def test_a_file_of_the_first_schema_is_shown_without_what_it_lacks() -> None:
     values: dict[str, Any] = full_result().to_json()
     for name in ("chosen", "damages", "layers", "frozen"):
         del values[name]
-    for record in values["variants"]:
-        del record["curve"]
+    for each in values["variants"]:
+        del each["curve"]
     page = Page(render_page({**values, "schema_version": 1}))
     data = json.loads(page.scripts[0])
     assert set(data["charts"]) == {"frontier", "predictions"}
@@ -176,7 +179,8 @@ def test_what_is_frozen_is_said_once_and_by_reason() -> None:
 def test_the_heat_map_has_a_row_a_site_and_a_column_a_choice() -> None:
     figures = make_charts(View(full_result()))["damage"].figures
     assert list(figures) == ["channel pruning", "quantization", "block removal"]
-    cells, dots = figures["channel pruning"]["data"]
+    cells, dots, crosses = figures["channel pruning"]["data"]
+    assert crosses["x"] == [], "nothing is hopeless"
     assert len(cells["z"]) == len(NAMES)
     assert cells["z"][0] == pytest.approx([math.log10(0.5 / kept) for kept in (24, 16, 8)])
     assert list(zip(dots["x"], dots["y"], strict=True)) == [(1, 1)], "16 of 32 channels"
@@ -213,10 +217,60 @@ def test_texts_for_plotly_are_no_markup_and_not_too_long() -> None:
 def test_the_certificate_says_how_sure_it_is() -> None:
     view = View(full_result())
     assert view.verdict == "Within delta, for certain"
-    claims = " ".join(view.claims())
-    assert "With 95 % confidence the true drop lies between 0.340 and 0.980" in claims
-    assert "looked at 12 times" in claims
+    text = " ".join(claims(full_result()))
+    assert "With 95 % confidence the true drop lies between 0.34 and 0.98, all of it" in text
+    assert "widened for 11 evaluations of compressed models there" in text
+    assert "evaluated 12 times in all" in text
     unsure = replace(full_result(), certificate=replace(CERTIFICATE, interval=None))
     assert View(unsure).verdict == "Within delta as measured"
     failed = replace(full_result(), certificate=replace(CERTIFICATE, within_delta=False))
     assert View(failed).verdict == "Not within delta"
+
+
+def test_each_chart_has_the_frontier_of_its_own_cost() -> None:
+    """The smallest file need not be on the frontier of the run, which is that of its latency."""
+    result = full_result()
+    slow = record("aaaa06", 91.5, 0.9, 80_000)  # slower than aaaa01, and worse; but the smallest
+    view = View(replace(result, variants=[*result.variants, slow]))
+    figures = make_charts(view)["frontier"].figures
+    lines = {name: figure["data"][0] for name, figure in figures.items()}
+    assert lines["latency"]["y"] == [60.0, 90.95, 91.6]
+    assert lines["latency"]["x"] == [0.2, 0.31, 0.5]
+    assert lines["size"]["x"] == [80_000, 260_000]
+    assert lines["size"]["y"] == [91.5, 91.6]
+
+
+def test_what_is_hopeless_is_called_so_and_does_not_stretch_the_colours() -> None:
+    """It stood as 1e6 in result.json, and gave the scale six decades that nothing else had."""
+    result = full_result()
+    worst = Sensed("channel_pruning", "conv1", "2 of 32 channels", math.inf, {"latency_ms": 0.02})
+    values = replace(result, damages=(*result.damages, worst)).to_json()
+    assert values["damages"][-1]["damage"] is None
+    json.dumps(values, allow_nan=False)
+    view = View(Result.from_json(values))
+    assert view.result.damages[-1].damage == math.inf
+    figure = make_charts(view)["damage"].figures["channel pruning"]
+    cells, _, crosses = figure["data"]
+    assert cells["zmax"] <= 0, "no damage that was measured is above 1"
+    (row,) = [i for i, each in enumerate(cells["z"]) if each[-1] is not None]
+    assert cells["z"][row][-1] == cells["zmax"]
+    assert (crosses["x"], crosses["y"]) == ([3], [row])
+    assert "damage hopeless" in cells["hovertext"][row][-1]
+    assert "<td>hopeless</td>" in render_page(values)
+    old = {**values["damages"][-1], "damage": 1e6}
+    assert Sensed.from_json(old).damage == math.inf
+
+
+def test_heat_map_and_layers_are_tables_too(page: Page, text: str) -> None:
+    assert sum(tag == "details" for tag, _ in page.tags) >= 4
+    body = text.partition('<script type="application/json"')[0]
+    for each in full_result().damages:
+        assert f"<td>{each.label}</td>" in body
+    assert "<td>9.22 k → 2.30 k</td><td>10.0 MMACs → 1.00 MMACs</td>" in body
+    assert "<td>0.200 ms → 0.0500 ms</td><td>static int8</td>" in body
+
+
+def test_without_scripts_the_plan_of_the_result_is_there(text: str) -> None:
+    before = text.partition('<script type="application/json"')[0]
+    assert '<h3 id="plan-title">Variant 4 (aaaa04)</h3>' in before
+    assert "<td>16 of 32 channels</td>" in before.partition('id="plan-table"')[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 
 import compressor.report
 from compressor.engine import Engine
-from compressor.result import SCHEMA_VERSION, Result
-from tests.fakes import LAYERS, FakeFramework
+from compressor.result import SCHEMA_VERSION, Plan, Result
+from tests.fakes import LAYERS, FakeBench, FakeFramework
 from tests.report.results import full_result
 
 SCHEMA = json.loads((Path(compressor.report.__file__).parent / "result.schema.json").read_text())
@@ -111,9 +112,32 @@ def test_a_crash_before_the_page_is_written_leaves_none_of_an_earlier_run(
     engine(1.0).run()
     earlier = (tmp_path / "report.html").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.engine.write_report", crash)
+        patch.setattr("compressor.search.finished.write_report", crash)
         with pytest.raises(KeyboardInterrupt):
             engine(8.0).run()
     assert not (tmp_path / "report.html").exists()
     engine(8.0).run()
     assert (tmp_path / "report.html").read_text() != earlier
+
+
+def test_an_outcome_without_numbers_is_null_in_the_file_and_a_number_in_the_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The map has 1e6 for it, which the allocation can add up; people read that it is hopeless."""
+    measured = FakeBench.damage_of
+    first, *_, last = LAYERS
+
+    def damage_of(self: FakeBench, plan: Plan, base: Any = None) -> float:
+        sites = {choice.site for choice in plan}
+        return math.nan if sites == {last} else measured(self, plan, base)
+
+    monkeypatch.setattr(FakeBench, "damage_of", damage_of)
+    config = {"optimization": "macs", "run_dir": str(tmp_path), "progress": False}
+    Engine(FakeFramework(), {"train": [0]}, model=None, config=config).run()
+    values = json.loads((tmp_path / "result.json").read_text())
+    check(values)
+    removals = [each for each in values["damages"] if each["technique"] == "block_removal"]
+    found = {each["site"]: each["damage"] for each in removals}
+    assert found[last] is None
+    assert found[first] == pytest.approx(0.1)
+    assert "1000000.0" in (tmp_path / "damage.json").read_text()

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from compressor.report.words import amount, change_text, headline, metric_text, ratio_text
+from compressor.report.words import change_text, headline, metric_text
+from compressor.units import amount, change_of, gain_text, ratio_text, significant, with_unit
 from tests.report.results import CERTIFICATE
 
 
@@ -61,12 +62,39 @@ def test_the_interval_lies_within_what_is_written_after_the_sign() -> None:
         ("size_bytes", 2_892_218, "2.89 MB"),
         ("macs", 7_560_128, "7.56 MMACs"),
         ("params", 999, "999"),
+        ("params", 999_950, "1.00 M"),  # and not 1000 k
+        ("params", 999_400, "999 k"),
+        ("size_bytes", 1_500_000_000_000, "1.50 TB"),
         ("params", None, ""),
         ("latency_ms", math.nan, ""),
     ],
 )
 def test_costs_have_units(resource: str, value: float | None, text: str) -> None:
     assert amount(resource, value) == text
+
+
+@pytest.mark.parametrize(
+    ("delta", "text"),
+    [(0.05, "0.9164"), (0.2, "0.916"), (0.02, "0.9164"), (0.01, "0.9164"), (0.001, "0.91637")],
+)
+def test_a_hundredth_of_delta_shows_in_the_metric(delta: float, text: str) -> None:
+    """For a delta that is no power of ten it did not: 0.05 had three decimals."""
+    assert metric_text(0.91637, delta) == text
+    hundredth = metric_text(0.5 + delta / 100, delta)
+    assert hundredth != metric_text(0.5, delta)
+
+
+def test_a_ratio_has_the_words_of_its_cost() -> None:
+    assert change_of("latency_ms", 2.71) == "2.7x faster"
+    assert gain_text("size_bytes", 0.91) == "1.1x larger"
+    assert gain_text("macs", 0.5) == "2.0x more MACs"
+    assert change_of("params", 1.02) == "1.02x fewer"
+
+
+def test_a_number_that_rounds_to_another_power_has_as_many_digits() -> None:
+    assert significant(9.996, 3) == "10.0"
+    assert significant(0.09996, 3) == "0.100"
+    assert with_unit(999.96, "B") == "1.00 kB"
 
 
 def test_no_number_is_unknown() -> None:

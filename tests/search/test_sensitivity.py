@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from compressor.evidence import HOPELESS
 from compressor.progress import SILENT
 from compressor.result import Choice
-from compressor.search.sensitivity import HOPELESS, sense
+from compressor.search.sensitivity import sense
 
 CHOICES = [Choice("block_removal", f"layer{i}", {"removed": True}) for i in range(30)]
 

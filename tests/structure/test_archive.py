@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import compressor.structure.archive as archive
-from compressor.errors import CheckpointError
+from compressor.errors import CheckpointError, ModelError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.structure import cutting, surgery
 from compressor.structure.archive import load, packed_size_bytes, save
@@ -236,3 +236,19 @@ def test_a_cifar_resnet_survives_pruning_and_saving(tmp_path: Path) -> None:
     cutting.keep_many(model, [(group, range(group.size // 2)) for group in found.groups])
     save(model, tmp_path, reference=reference)
     assert torch.equal(load(tmp_path, CifarResNet(20))(x), model(x))
+
+
+def test_a_class_is_no_reference(tmp_path: Path) -> None:
+    save(TinyMLP(), tmp_path, reference=TinyMLP())
+    with pytest.raises(ModelError, match=r"`reference` is the class TinyMLP .*=TinyMLP\(\.\.\.\)"):
+        load(tmp_path, TinyMLP)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="`model` is the class TinyMLP"):
+        save(TinyMLP, tmp_path)  # type: ignore[arg-type]
+
+
+def test_the_folder_of_a_run_says_where_its_model_is(tmp_path: Path) -> None:
+    model = tmp_path / "exports" / "model"
+    save(TinyMLP(), model, reference=TinyMLP())
+    with pytest.raises(CheckpointError, match="its model is in") as error:
+        load(tmp_path, TinyMLP())
+    assert repr(str(model)) in str(error.value)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from compressor.errors import ConfigError, ModelError
+from compressor.errors import ConfigError, DataError, ModelError
 from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.counts import count
 from compressor.structure.scores import CRITERIA
@@ -277,3 +278,23 @@ def test_a_model_without_channels_to_remove_is_an_error() -> None:
 def test_what_cannot_be_meant_is_refused(options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prune(nn.Identity(), X, **options)
+
+
+def test_what_was_pruned_prints_in_one_line() -> None:
+    """It printed the model and every kept channel, twelve thousand characters."""
+    found = prune(TinyMLP(64, 32), torch.randn(4, 64), kept_fraction=0.5)
+    macs = (64 * 32 + 32 * 32 + 32 * 10) / (64 * 16 + 16 * 16 + 16 * 10)
+    assert f"Pruned({macs:.1f}x fewer MACs, " in str(found)
+    assert "2 of 2 channel groups pruned" in repr(found)
+    assert len(str(found)) < 150
+
+
+def test_a_loader_is_no_call() -> None:
+    loader = DataLoader(TensorDataset(X), batch_size=2)
+    with pytest.raises(DataError, match=r"^The inputs are a DataLoader, .* next\(iter\(loader\)\)"):
+        prune(make_model(), loader, kept_fraction=0.5)
+
+
+def test_a_class_is_no_model() -> None:
+    with pytest.raises(ModelError, match=r"`model` is the class TinyResNet itself"):
+        prune(TinyResNet, X, kept_fraction=0.5)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def residual_branches(model: nn.Module, inputs: ModelInputs) -> list[str]:
     place = {node: index for index, node in enumerate(program.graph.nodes)}
     found: dict[int, tuple[int, str]] = {}  # by the place of the sum: that of the branch's end
     for name in once:
-        pair = graph.branch_of(name)
+        pair = graph.end_of_branch(name)
         if pair is None:
             continue
         end, where = _end(graph.inside[name]), place[pair[1]]

@@ -27,9 +27,9 @@ def mild_algorithms(teacher: Teacher) -> list[Algorithm]:
     """Distillation with its defaults, if there is a teacher; channels-last.
 
     In short recoveries of a pruned ResNet-20, `docs/methods.md`, no other method gained as much as
-    a teacher, and with labels at full weight beside it there was less to gain. Averages of the
-    weights gained nothing, as the learning rate falls to 0, and clipping gradients at 1 lost: so
-    neither is in it.
+    a teacher. Averages of the weights gained nothing, as the learning rate falls to 0, and clipping
+    gradients at 1 lost: so neither is in it. With labels at full weight beside the teacher there
+    was less to gain, by one seed.
     """
     return [ChannelsLast(), *([] if teacher is None else [Distillation(teacher)])]
 
@@ -39,9 +39,9 @@ def medium_algorithms(
 ) -> list[Algorithm]:
     """`mild_algorithms`, and CutMix if there is a teacher; the keys are places in a batch.
 
-    Of the methods that show a network more than its few images, CutMix cost least beside a teacher
-    in a short recovery; it is for longer ones. With labels alone it cost most, so that without a
-    teacher there is none.
+    Beside a teacher CutMix lost no more in a short recovery than other ways to show a network more
+    than its few images; it is for longer ones. With labels alone it lost most of these, so that
+    without a teacher there is none.
     """
     mixing = [] if teacher is None else [CutMix(input_key=input_key, target_key=target_key)]
     return [*mild_algorithms(teacher), *mixing]
@@ -91,8 +91,8 @@ def finetune_compressed(
     targets and a loss that also takes weights of the classes, as cross entropy does.
 
     Begin with "mild". What the levels are made of was chosen by `benchmarks/methods.py`, whose
-    recoveries are short: in those nothing added to the teacher gained more than the teacher alone.
-    The higher levels add least to lose and train longer; whether that pays is to be tried.
+    recoveries are short: in those nothing that was added to the teacher gained. The higher levels
+    train longer, which what they add is for; whether it pays is to be tried.
 
     Args:
         level: "mild", "medium" or "hot"; see `mild_algorithms` and so on.

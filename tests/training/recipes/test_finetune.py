@@ -213,3 +213,8 @@ class FailingLoader:
 
     def __len__(self) -> int:
         return len(images())
+
+
+def test_batches_of_another_form_say_the_way_out() -> None:
+    with pytest.raises(DataError, match=r"Set input_key and .* a TaskModel of your own, whose"):
+        finetune_compressed("mild", make_net(), None, as_dicts(), max_duration="1ep").fit()
