@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,6 @@ from compressor.errors import ConfigError
 from compressor.logs import get_logger, log_to_file, set_verbosity
 
 LOGGER = logging.getLogger("compressor")
-
-
-@pytest.fixture(autouse=True)
-def logger_as_it_was() -> Iterator[None]:
-    handlers, level, propagate = list(LOGGER.handlers), LOGGER.level, LOGGER.propagate
-    yield
-    LOGGER.handlers[:] = handlers
-    LOGGER.setLevel(level)
-    assert LOGGER.propagate == propagate
 
 
 def test_nothing_is_shown_unless_asked_for(capfd: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def net() -> nn.Module:
         (IMAGES, "in brackets"),
         (["images"], "of type str, has no tensor"),
         ("images", "of type str, not batches"),
-        (None, "of type NoneType, not batches"),
+        (None, r"No calibration was given.*quantize\(model, \[inputs\]\)"),
         (lambda: [IMAGES], "of type function, not batches"),
         ([(IMAGES, LABELS)], r"without labels.*\[x for x, _ in loader\]"),
         (DataLoader(TensorDataset(IMAGES, LABELS), 8), r"\[x for x, _ in loader\]"),
