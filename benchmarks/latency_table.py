@@ -102,7 +102,7 @@ class Bench:
         )
         self.techniques = {name: TECHNIQUES.get(name)() for name in (NARROW, SHORT, FACTORED)}
         self.sites = {name: self.choices_by_site(name) for name in self.techniques}
-        self.reference_ms = self.deployment.time(self.reference.module, self.inputs).median_ms
+        self.reference_ms = self.deployment.time(self.reference.module, self.inputs).best_ms
         counted = count(self.prunable, self.inputs.with_batch(1)).layers
         shapes = {layer.name: layer.input_shape for layer in counted}
         macs = macs_cost(layers, {layer.name: layer.macs for layer in counted}, shapes)

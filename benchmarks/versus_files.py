@@ -17,8 +17,8 @@ from benchmarks.quantization_peers import open_session
 from compressor.profiling.latency import Timing, interleave
 
 BATCH_SIZES = (1, 32)
-ROUNDS, BLOCK_MS = 11, 150.0
-QUICK_ROUNDS, QUICK_BLOCK_MS = 3, 30.0
+TOTAL_MS, BLOCK_MS = 1600.0, 10.0
+QUICK_TOTAL_MS, QUICK_BLOCK_MS = 90.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def time_files(
         samples: of which a call gets as many as it needs, repeated if there are too few.
         is_quick: fewer and shorter blocks.
     """
-    rounds, block_ms = (QUICK_ROUNDS, QUICK_BLOCK_MS) if is_quick else (ROUNDS, BLOCK_MS)
+    total_ms, block_ms = (QUICK_TOTAL_MS, QUICK_BLOCK_MS) if is_quick else (TOTAL_MS, BLOCK_MS)
     sessions = {name: open_session(path) for name, path in files.items()}
     times = {}
     for size in BATCH_SIZES:
@@ -71,7 +71,7 @@ def time_files(
             name: partial(session.run, None, {session.get_inputs()[0].name: batch})
             for name, session in sessions.items()
         }
-        times[size] = interleave(calls, rounds=rounds, block_ms=block_ms, warmup_ms=block_ms)
+        times[size] = interleave(calls, total_ms=total_ms, block_ms=block_ms, warmup_ms=block_ms)
     return times
 
 

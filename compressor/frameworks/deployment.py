@@ -159,7 +159,7 @@ class Deployment:
         The machine's speed drifts between measurements; the ratio within one does not.
         """
         timing = self.target.measure({"reference": reference, "model": module}, inputs)
-        return reference_ms * timing["model"].median_ms / timing["reference"].median_ms
+        return reference_ms * timing["model"].best_ms / timing["reference"].best_ms
 
     def layer_latency_ms(self, layer: nn.Module, shape: tuple[int, ...], form: str) -> float:
         """Milliseconds of one layer alone, in a format if the target has any."""

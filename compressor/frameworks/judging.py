@@ -72,7 +72,7 @@ class Judging:
         metrics = self.evaluate(self._reference, self._config.eval_split)
         deployed = self._deployment().reference(self._reference, self._example)
         timing = self._deployment().time(deployed.module, self._example)
-        return Judged(metrics, self._cost(self._reference, deployed.size_bytes, timing.median_ms))
+        return Judged(metrics, self._cost(self._reference, deployed.size_bytes, timing.best_ms))
 
     def judge(self, model: nn.Module, deployed: Deployed, split: str) -> Judged:
         """Of `model` as it is deployed, on `split`."""

@@ -58,5 +58,5 @@ def time_eager_layer(
     module = copy_model(layer).to(device)
     inputs = ModelInputs((torch.zeros(input_shape, dtype=layer.weight.dtype),))
     with eager_call(module, inputs, threads=threads) as call:
-        timing = interleave({"layer": call}, rounds=5, block_ms=5, warmup_ms=10, device=device)
-    return timing["layer"].median_ms
+        timing = interleave({"layer": call}, total_ms=25, block_ms=2.5, warmup_ms=10, device=device)
+    return timing["layer"].best_ms

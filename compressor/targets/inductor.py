@@ -179,8 +179,8 @@ class InductorTarget(Target):
                 torchao_formats.quantize_linear(module, {"0": name} if name == form else {})
                 calls[name] = stack.enter_context(self._call(CompiledModel(module), inputs))
                 calls[name]()
-            times = interleave(calls, rounds=5, block_ms=5, warmup_ms=10, device=self.device)
-        return times[form].median_ms / times["float"].median_ms
+            times = interleave(calls, total_ms=25, block_ms=2.5, warmup_ms=10, device=self.device)
+        return times[form].best_ms / times["float"].best_ms
 
 
 class CompiledModel(nn.Module):
