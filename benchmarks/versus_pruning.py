@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.versus_cases import Case
+from compressor.frameworks.teacher import as_teacher
+from compressor.interfaces.inputs import ModelInputs
 from compressor.training import Trainer
 from compressor.training.algorithms import Distillation, GradientClipping
 from compressor.training.callbacks import KeepBest
@@ -263,7 +265,7 @@ def make_trainer(model: nn.Module, case: Case, seed: int, **options: Any) -> Tra
         optimizers=dict(recipe.optimizer),
         algorithms=[
             Distillation(
-                case.model,
+                as_teacher(case.model, ModelInputs((case.example,))),
                 weight=recipe.weight,
                 task_weight=recipe.task_weight,
                 temperature=recipe.temperature,

@@ -58,7 +58,7 @@ class Recovery:
         config: Config,
         metric: str,
         task: Task,
-        reference: nn.Module | None,
+        teacher: Callable[[], nn.Module] | None,
         data: Mapping[str, DataLoaderView],
         evaluate: Callable[[nn.Module], Mapping[str, float]],
         progress: Progress,
@@ -69,7 +69,7 @@ class Recovery:
             config: optimizers, schedules, distillation, precision, seed.
             metric: that is to be kept.
             task: has the loss.
-            reference: the teacher; None: there is none, and the loss alone trains.
+            teacher: gives it, where one is wanted; None: there is none, and the loss alone trains.
             data: "train" is trained on.
             evaluate: a model's metrics on the judged split; decides which weights are kept.
             progress: shows the epochs.
@@ -77,7 +77,7 @@ class Recovery:
         self._config = config
         self._metric = metric
         self._task = task
-        self._reference = reference
+        self._teacher = teacher
         self._data = data
         self._evaluate = evaluate
         self._progress = progress
@@ -221,10 +221,10 @@ class Recovery:
         }
 
     def _algorithms(self, settings: TrainerConfig) -> Iterator[Algorithm]:
-        if settings.distillation is not None and self._reference is not None:
+        if settings.distillation is not None and self._teacher is not None:
             options = settings.distillation
             yield Distillation(
-                self._reference,
+                self._teacher(),
                 weight=options.weight,
                 task_weight=options.task_weight,
                 temperature=options.temperature,

@@ -12,7 +12,7 @@ from torch import nn
 
 from compressor.config import Config
 from compressor.frameworks.deployment import QUANTIZATION, Deployment
-from compressor.frameworks.latency_model import LatencyModel, group_latency_ms
+from compressor.frameworks.latency_model import LatencyModel, group_latency_ms, in_int8
 from compressor.frameworks.layer_costs import (
     costly_layers,
     latency_cost,
@@ -25,7 +25,7 @@ from compressor.frameworks.numbers import Numbers
 from compressor.interfaces.inputs import ModelInputs, device_of
 from compressor.profiling.counts import count
 from compressor.result import digest
-from compressor.search.space import LayerCost
+from compressor.search.space import LayerCost, LayerState
 from compressor.structure.groups import ChannelGroup
 from compressor.structure.trace import input_shapes
 from compressor.targets.layer_latencies import LayerLatencies
@@ -93,13 +93,21 @@ class ReferenceCosts:
         return lambda name, state: cost(name, state) if name in self._layers else 0.0
 
     def layer_saves(self, name: str, form: str, ranks: tuple[int, ...]) -> bool:
-        """Whether a layer is faster as a chain, at the widths of the reference and in float."""
+        """Whether a layer is faster as a chain, at the widths of the reference.
+
+        In float or in int8, whichever is faster where a run may choose: a chain of two small layers
+        seldom pays in int8.
+        """
         stored = stored_layers(self._reference)
         if name not in stored:  # inside an attention that pruning replaces
             return False
         whole = layer_state(stored[name])
         chain = replace(whole, form=form, ranks=ranks)
-        return self._latency.cost(name, chain) < self._latency.cost(name, whole)
+        return self._fastest_ms(name, chain) < self._fastest_ms(name, whole)
+
+    def _fastest_ms(self, name: str, state: LayerState) -> float:
+        states = [state, in_int8(state)] if name in self._int8_layers else [state]
+        return min(self._latency.cost(name, each) for each in states)
 
     def group_cost(self, group: ChannelGroup, width: int) -> float:
         """Milliseconds of the layers of `group` at a width."""

@@ -26,6 +26,7 @@ from compressor.frameworks.recovery import Recovery
 from compressor.frameworks.reference_costs import ReferenceCosts
 from compressor.frameworks.sensing import Sensing
 from compressor.frameworks.subset import Subset, draw_subset, model_digest
+from compressor.frameworks.teacher import as_teacher
 from compressor.interfaces.data import check_data, first_batch, move
 from compressor.interfaces.inputs import ModelInputs
 from compressor.interfaces.instances import check_instance, check_module
@@ -136,11 +137,16 @@ class TorchJob:
             self.config,
             self.config.eval_key or next(iter(self._judging.reference.metrics)),
             self.task,
-            self.reference if self._answers_alike else None,
+            (lambda: self._teacher) if self._answers_alike else None,
             self.data,
             lambda model: self._judging.evaluate(model, self.config.eval_split),
             self._progress,
         )
+
+    @cached_property
+    def _teacher(self) -> nn.Module:
+        """The reference, to learn from."""
+        return as_teacher(self.reference, self.example.to(self.device))
 
     @cached_property
     def _judging(self) -> Judging:

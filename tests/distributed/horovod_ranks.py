@@ -255,7 +255,7 @@ def recover(context: Context, folder: Path) -> Any:
         replace(config, fine_tuner=tuner),
         "loss",
         task,  # type: ignore[arg-type]
-        make_net(seed=1),
+        lambda: make_net(seed=1),
         {"train": DataLoaderView(make_loader())},
         lambda model: {"loss": cross_entropy(model, make_dataset().tensors)["loss"].item()},
         Progress(enabled=False),

@@ -53,7 +53,7 @@ def recovery(
         replace(config, external_training_loop=loop),
         "accuracy",
         task,
-        make_model(seed=1),
+        lambda: make_model(seed=1),
         {"train": DataLoaderView(make_loader() if data is None else data)},
         lambda model: {"accuracy": float(next(given))},
         Progress(enabled=False),

@@ -49,7 +49,13 @@ def test_each_call_gets_its_own_time(clock: FakeClock) -> None:
 def test_blocks_alternate_and_every_second_round_goes_backwards(clock: FakeClock) -> None:
     calls = {name: clock.call(name, 20.0) for name in "ab"}
     interleave(calls, total_ms=240, block_ms=60, warmup_ms=20.0)
-    assert clock.blocks() == ["a", "b", *"ab" * 4, "a", "b"]  # warm-up, then ab ba ab ba ..., 9 rounds
+    assert clock.blocks() == [
+        "a",
+        "b",
+        *"ab" * 4,
+        "a",
+        "b",
+    ]  # warm-up, then ab ba ...
     assert clock.log[:10] == ["a", "b"] + 4 * ["a"] + 4 * ["b"]  # one that is not timed, and three
 
 

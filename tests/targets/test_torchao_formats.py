@@ -196,7 +196,7 @@ def test_a_compiled_model_in_int8_computes_what_was_sensed_and_opens_again(tmp_p
         opened = target.open(TinyMLP().eval(), deployed.files)
         torch.testing.assert_close(inputs.call(opened), inputs.call(deployed.module))
     timing = target.measure({"model": deployed.module}, inputs)["model"]
-    assert timing.median_ms > 0
+    assert timing.best_ms > 0
 
 
 @pytest.mark.slow
