@@ -2,8 +2,8 @@
 
 OMP_NUM_THREADS=1 python -m benchmarks.search_worlds --json search_worlds.json
 
-In a made-up world drop is a power of damage and falls with a power of the epochs, and is measured
-with noise; choices are blocks of a network that all save the same and damage differently. Powers,
+In a made-up world drop is a power of damage, falls with a power of the epochs, has a factor of each
+plan's own that nothing foretells, and is measured with noise; choices are blocks of a network that all save the same and damage differently. Powers,
 noise and damages are drawn anew for every world, about those of ResNet-56 on CIFAR-10. Time is
 counted, not waited for. The saving is a fraction of the ideal's, which knows the world and trains
 one plan for `IDEAL_SHARE` of the minutes; an unlucky measurement may count a plan in that is truly
@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.common import finish, make_parser
 from compressor.progress import SILENT
-from compressor.result import Choice, Cost, VariantRecord
+from compressor.result import Choice, Cost, Plan, VariantRecord
 from compressor.search.attempts import Attempts
 from compressor.search.budget import Spending
 from compressor.search.effort import TRIALS
@@ -85,6 +85,8 @@ class World:
         rate: of the epochs, with which it falls.
         unit: damage at which the drop would be 1 without training.
         noise: standard deviation of a measured drop.
+        luck: standard deviation of the logarithm of a plan's own factor, in its drop: of two plans
+            that should lose as much, one may recover far better.
         damages: of each choice.
     """
 
@@ -92,6 +94,7 @@ class World:
     rate: float
     unit: float
     noise: float
+    luck: float
     damages: dict[str, float]
 
     @classmethod
@@ -100,15 +103,19 @@ class World:
         ramp = np.exp(3.2 * np.arange(BLOCKS) / BLOCKS) * random.uniform(0.7, 1.4, BLOCKS)
         return cls(
             power=random.uniform(1.3, 2.8),
-            rate=random.uniform(0.25, 0.6),
+            rate=random.uniform(0.25, 0.9),
             unit=random.uniform(0.06, 0.25),
             noise=random.uniform(0.1, 0.4),
+            luck=random.uniform(0.1, 0.6),
             damages={choice.key: 0.004 * x for choice, x in zip(CHOICES, ramp, strict=True)},
         )
 
-    def drop(self, damage: float, epochs: float) -> float:
+    def drop(self, plan: Plan, damage: float, epochs: float) -> float:
         """Without noise."""
-        return float((damage / self.unit) ** self.power * (1 + epochs) ** -self.rate)
+        own = np.random.default_rng(int(plan.digest, 16) % 2**32).normal(0, self.luck)
+        return float(
+            math.exp(own) * (damage / self.unit) ** self.power * (1 + epochs) ** -self.rate
+        )
 
     def most_removed(self, epochs: float) -> int:
         """Blocks of the largest plan that holds after so many epochs."""
@@ -134,7 +141,7 @@ class Clockwork:
 
     def _make(self, wish: Wish) -> VariantRecord:
         epochs = wish.epochs + wish.epochs_before
-        drop = self.world.drop(wish.predicted["damage"], epochs)
+        drop = self.world.drop(wish.plan, wish.predicted["damage"], epochs)
         drop += self.random.normal(0, self.world.noise)
         return VariantRecord(
             f"v{next(self._numbers)}",
@@ -174,7 +181,9 @@ def simulate(seed: int, minutes: float, width: int) -> tuple[float, bool, float,
     ).run()
     best = attempts.best()
     removed = len(best.plan) if best else 0
-    holds = best is None or world.drop(best.predicted["damage"], best.epochs) <= GOAL.delta
+    holds = (
+        best is None or world.drop(best.plan, best.predicted["damage"], best.epochs) <= GOAL.delta
+    )
     epochs = IDEAL_SHARE * minutes * 60 / (EPOCH_SECONDS * (1 - REMOVABLE_SHARE / 2))
     ideal = max(world.most_removed(epochs), 1)
     return removed / ideal, holds, made.seconds / 60, len(attempts.records)

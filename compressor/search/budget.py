@@ -44,6 +44,11 @@ class Spending:
         return max(self.limit_seconds - self.seconds, 0.0)
 
     @property
+    def is_timed(self) -> bool:
+        """Whether minutes are limited."""
+        return self.limit_seconds is not None
+
+    @property
     def fraction_left(self) -> float:
         """Of the limit, 0 to 1; 1 without one."""
         return self.seconds_left / self.limit_seconds if self.limit_seconds else 1.0

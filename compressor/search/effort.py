@@ -61,7 +61,9 @@ def choose_effort(
 def expected_epochs(config: Config, effort: Effort) -> float:
     """That the search will train after its first trial."""
     passes = count_passes(config)
-    return usual_epochs(effort, count_trials(config), passes, _deep_trials(config))
+    is_timed = config.budget.minutes is not None
+    deep_trials = _deep_trials(config)
+    return usual_epochs(effort, count_trials(config), passes, deep_trials, is_timed=is_timed)
 
 
 def count_passes(config: Config) -> int:

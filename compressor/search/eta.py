@@ -14,10 +14,13 @@ from compressor.search.finishing import Effort
 logger = get_logger(__name__)
 
 USUAL_TRIALS, USUAL_FINALISTS = 4, 1.5  # of a pass, after its first trial
+TIMED_FINALISTS = 2.5  # where minutes that are left are used
 USED_SHARE = 0.85  # of the minutes; the rest is too short for another finalist
 
 
-def usual_epochs(effort: Effort, trials: int, passes: int, deep_trials: int = 0) -> float:
+def usual_epochs(
+    effort: Effort, trials: int, passes: int, deep_trials: int = 0, *, is_timed: bool = False
+) -> float:
     """That a search trains after its first trial, as searches go; infinity where minutes decide.
 
     Args:
@@ -25,13 +28,16 @@ def usual_epochs(effort: Effort, trials: int, passes: int, deep_trials: int = 0)
         trials: of the budget.
         passes: of the search, without deepsearch.
         deep_trials: of deepsearch.
+        is_timed: the budget has minutes.
 
     >>> usual_epochs(Effort(trial_epochs=2, final_epochs=10, finalists=3), trials=4, passes=1)
     21.0
     """
     final = math.inf if effort.final_epochs is None else effort.final_epochs
     usual = min(USUAL_TRIALS * passes + deep_trials, trials - 1)
-    finalists = USUAL_FINALISTS * passes + (1 if deep_trials else 0)
+    finalists = (TIMED_FINALISTS if is_timed else USUAL_FINALISTS) * passes + (
+        1 if deep_trials else 0
+    )
     return usual * effort.trial_epochs + finalists * final
 
 

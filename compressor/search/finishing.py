@@ -22,12 +22,13 @@ from compressor.search.relaxing import Relaxing
 from compressor.search.strategy import Proposal
 from compressor.search.tuning import Tuning
 
-USUAL_RATE = 0.4  # epochs to the power of -rate: what is left of a drop; first guess
+USUAL_RATE = 0.6  # epochs to the power of -rate: what is left of a drop; first guess
 RATES = (0.1, 1.0)  # that are believed
 LARGEST_DROP = 8.0  # of delta: no trial that lost more is finished
 SETTLED = 0.8  # of what is allowed: a trial that drops so far is finished before another is tried
 SAFETY = 0.9  # of the drop of a trial that was finished in vain
 MOST_KEPT = 2 / 3  # a trial that is just outside delta is worth finishing, whatever others kept
+HOPEFUL = 2.0  # of delta: a trial that should lose more after all training is left alone
 USUAL_FULL = 10  # times a trial's epochs, for a finalist, before a trial was timed
 FINISH_SHARE = 0.7  # of the time that is left goes into the finalist, and so on
 PROMOTION = 3  # times a trial's epochs
@@ -142,6 +143,35 @@ class Finishing:
             if self._train_in_full([pair for pair in pairs if self._is_promising(*pair)]):
                 break
         return has_trained
+
+    def finish_hopeful(self) -> bool:
+        """Where no trial is promising and minutes are left: finish the one that lacks least.
+
+        How far a single trial recovers is known within a factor, so minutes that nobody else wants
+        are well spent on it.
+
+        Returns:
+            Whether it was trained on.
+        """
+        if not (self.may_go_on() and self._spending.is_timed and self._effort.trial_epochs):
+            return False
+        more = self._full_epochs()
+        hopeful = [
+            (self.goal.drop(trial) * self._left_after(self._own(trial), more), proposal, trial)
+            for proposal, trial in self._open()
+            if trial.status == "done"
+        ]
+        lost, proposal, trial = min(hopeful, key=lambda item: item[0], default=(math.inf,) * 3)
+        if lost > HOPEFUL * self.goal.delta:
+            return False
+        chosen = self._begin_finals(iter([(proposal, trial)]))
+        if chosen:
+            self._attempts.say(
+                f"Minutes are left: variant {trial.id} is finished, though it should still lose "
+                f"{lost:.2g} then."
+            )
+            self._train_in_full([(final, final.trial) for final in chosen])
+        return bool(chosen)
 
     def _begin_finals(self, finalists: Iterator[tuple[Proposal, VariantRecord]]) -> list[Final]:
         """The next of them, as many as are made at once and time allows."""

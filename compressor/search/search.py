@@ -76,7 +76,7 @@ class Search:
         self._remember()
         for turn in range(TURNS):
             has_tried = self._explore(turn)
-            if not (self.finish() or has_tried):
+            if not (self.finish() or has_tried or self._finishing.finish_hopeful()):
                 break
         for attempt in range(MILDER_ATTEMPTS):
             if not self._try_milder(attempt):

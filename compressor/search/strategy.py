@@ -18,7 +18,7 @@ from compressor.result import Choice, Plan
 from compressor.search.allocate import Problem, least_cost, total_cost
 from compressor.search.space import Space
 
-DAMAGE_PER_PERCENT = 0.1  # first guess: nats of divergence, repaired, that a drop of 1 % allows
+DAMAGE_PER_PERCENT = 0.15  # first guess: nats of divergence, repaired, that a drop of 1 % allows
 MIN_DAMAGE = 1e-4
 MAX_DAMAGE = 5.0  # outputs that have nothing to do with the reference's any more
 RESOLUTION = 1.2  # a bracket narrower than this ratio of damages is decided

@@ -30,7 +30,7 @@ def test_the_end_is_foreseen_within_a_factor_of_one_and_a_half(
     spending = Spending(minutes, trials, clock=lambda: clock[0])
     spending._start = 0.0
     settings = Effort(**{"trial_epochs": 2, "finalists": 100, **effort})
-    eta = Eta(spending, usual_epochs(settings, trials, passes=1))
+    eta = Eta(spending, usual_epochs(settings, trials, 1, is_timed=minutes is not None))
     eta.tell(first)
     assert first.seconds == 2 * EPOCH_SECONDS
     assert eta.seconds is not None
