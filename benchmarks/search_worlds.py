@@ -3,9 +3,9 @@
 OMP_NUM_THREADS=1 python -m benchmarks.search_worlds --json search_worlds.json
 
 In a made-up world drop is a power of damage, falls with a power of the epochs, has a factor of each
-plan's own that nothing foretells, and is measured with noise; choices are blocks of a network that all save the same and damage differently. Powers,
-noise and damages are drawn anew for every world, about those of ResNet-56 on CIFAR-10. Time is
-counted, not waited for. The saving is a fraction of the ideal's, which knows the world and trains
+plan's own that nothing foretells, and is measured with noise; choices are blocks of a network that
+all save the same and damage differently. Powers, noise and damages are drawn anew for every world,
+about those of ResNet-56 on CIFAR-10. Time is counted, not waited for. The saving is a fraction of the ideal's, which knows the world and trains
 one plan for `IDEAL_SHARE` of the minutes; an unlucky measurement may count a plan in that is truly
 outside, so "truly within" says how many of the results are not. With --width variants are made at
 once, as by so many workers; a round takes as long as its longest.
