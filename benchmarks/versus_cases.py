@@ -63,7 +63,7 @@ class Recipe:
     epochs: int = 30
     weight: float = 0.9
     task_weight: float = 0.1
-    temperature: float = 2.0
+    temperature: float = 4.0
     precision: Literal["fp32", "bf16"] = "bf16"
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from compressor.errors import (
     ModelError,
     StudyError,
 )
+from compressor.frameworks.torch_bench import DRYRUN_CHOICES
 from compressor.interfaces.chunks import Chunk
 from compressor.testing.models import TinyResNet
 
@@ -448,6 +450,10 @@ def test_a_dryrun_does_every_step_on_two_batches(
     model = engine.run(dryrun=True)
     assert isinstance(model, TinyResNet)
     assert not (tmp_path / "run").exists()
+    assert engine.result is not None
+    sensed = Counter(choice.technique for choice in engine.result.damages)
+    assert sensed
+    assert max(sensed.values()) <= DRYRUN_CHOICES  # to sense all takes as long as in a run
 
 
 def bad(message: str, error: type[Exception], **changes: Any) -> Any:

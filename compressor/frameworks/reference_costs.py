@@ -31,6 +31,7 @@ from compressor.structure.trace import input_shapes
 from compressor.targets.layer_latencies import LayerLatencies
 
 TIMING_SHARE = 0.1  # of the minutes: for timing single layers
+DRYRUN_SECONDS = 5.0  # for the same
 
 
 class ReferenceCosts:
@@ -49,6 +50,7 @@ class ReferenceCosts:
         key: str,
         latency_ms: Callable[[], float],
         time_ms: Callable[[nn.Module], float],
+        is_dryrun: bool = False,
     ) -> None:
         """Time nothing yet.
 
@@ -63,6 +65,7 @@ class ReferenceCosts:
             key: digest of the reference.
             latency_ms: of the reference on the target.
             time_ms: the latency of a deployed module on the scale of `latency_ms`.
+            is_dryrun: a few layers are timed, and the others estimated.
         """
         self._reference = reference
         self._example = example
@@ -74,6 +77,7 @@ class ReferenceCosts:
         self._key = key
         self._latency_ms = latency_ms
         self._time_ms = time_ms
+        self._is_dryrun = is_dryrun
         self._layers = costly_layers(reference)
 
     def layer_cost(self, resource: str) -> LayerCost:
@@ -133,7 +137,7 @@ class ReferenceCosts:
             latency_cost(self._layers, shapes, self._deployment.layer_latency_ms),
             self.layer_cost("macs"),
             told,
-            limit_seconds=math.inf if minutes is None else minutes * 60 * TIMING_SHARE,
+            limit_seconds=self._limit_seconds(minutes),
         )
         model.calibrate(self._latency_ms())
         if int8 := self._int8_layers:
@@ -143,6 +147,12 @@ class ReferenceCosts:
             mixed_ms = told.get("mixed", lambda: self._int8_latency_ms(others))
             model.calibrate_int8(int8, int8_ms, mixed, mixed_ms)
         return model
+
+    def _limit_seconds(self, minutes: float | None) -> float:
+        """For timing single layers."""
+        if self._is_dryrun:
+            return DRYRUN_SECONDS
+        return math.inf if minutes is None else minutes * 60 * TIMING_SHARE
 
     def _int8_latency_ms(self, layers: Sequence[str]) -> float:
         """Of the reference with `layers` in int8."""

@@ -57,6 +57,7 @@ from compressor.techniques import (
 
 logger = get_logger(__name__)
 
+DRYRUN_CHOICES = 2  # of each technique
 SENSED = (Stage.DEPTH, Stage.WIDTH, Stage.RANK, Stage.VALUES, Stage.PALETTE, Stage.NUMBERS)
 
 
@@ -147,7 +148,7 @@ class TorchBench(TorchJob):
         return TECHNIQUES.get(technique).stage is Stage.NUMBERS
 
     def propose(self) -> list[Choice]:
-        """Every choice of every technique that the configuration allows."""
+        """Every choice of every technique that the configuration allows; in a dry run a few."""
         found: list[Choice] = []
         with self._progress.task("propose", total=len(self.techniques)) as advance:
             for technique in self.techniques.values():
@@ -159,10 +160,10 @@ class TorchBench(TorchJob):
         # First what saves most surely, should the minutes not suffice to sense all; then in the
         # order in which the model runs: what runs before is computed once; see `Sensing`.
         stages = {name: SENSED.index(TECHNIQUES.get(name).stage) for name in self.techniques}
-        return sorted(
-            found,
-            key=lambda choice: (stages[choice.technique], self._sensing.time_of(choice.site)),
+        found.sort(
+            key=lambda choice: (stages[choice.technique], self._sensing.time_of(choice.site))
         )
+        return _few_of_each(found) if self._job.is_dryrun else found
 
     def further(self, choices: Sequence[Choice], made: Plan) -> list[Choice]:
         """Those of `choices` that can be made of a variant of the plan `made`."""
@@ -360,3 +361,12 @@ class TorchBench(TorchJob):
     def runtime_model(self, artifacts: Mapping[str, Path]) -> nn.Module:
         """The deployed file, called like the model."""
         return self._deployment.open(artifacts, self.load)
+
+
+def _few_of_each(choices: Sequence[Choice]) -> list[Choice]:
+    """`DRYRUN_CHOICES` of each technique, from all over the model, in their order."""
+    few = []
+    for technique in dict.fromkeys(choice.technique for choice in choices):
+        mine = [choice for choice in choices if choice.technique == technique]
+        few += mine[:: -(-len(mine) // DRYRUN_CHOICES)]
+    return few

@@ -185,6 +185,7 @@ class TorchJob:
             key=self._reference_digest(),
             latency_ms=lambda: self._judging.reference.cost.latency_ms,
             time_ms=self._judging.latency_ms,
+            is_dryrun=self._job.is_dryrun,
         )
 
     @cached_property

@@ -32,6 +32,7 @@ HOPEFUL = 2.0  # of delta: a trial that should lose more after all training is l
 USUAL_FULL = 10  # times a trial's epochs, for a finalist, before a trial was timed
 FINISH_SHARE = 0.7  # of the time that is left goes into the finalist, and so on
 PROMOTION = 3  # times a trial's epochs
+WORTHY = 3  # times as long a finalist must be trained for: each fit begins with a high rate again
 MIN_EPOCH_SECONDS = 1e-3  # no division by zero where a test's epoch takes no time
 
 
@@ -232,7 +233,7 @@ class Finishing:
                 ),
             )
             for final in chosen
-            if rung and final.epochs >= 2 * rung
+            if rung and final.epochs >= WORTHY * rung
         }
         made = dict(zip(promoted, self._attempts.make_all([*promoted.values()]), strict=True))
         for final in chosen:
