@@ -5,10 +5,11 @@ OMP_NUM_THREADS=1 python -m benchmarks.search_worlds --json search_worlds.json
 In a made-up world drop is a power of damage, falls with a power of the epochs, has a factor of each
 plan's own that nothing foretells, and is measured with noise; choices are blocks of a network that
 all save the same and damage differently. Powers, noise and damages are drawn anew for every world,
-about those of ResNet-56 on CIFAR-10. Time is counted, not waited for. The saving is a fraction of the ideal's, which knows the world and trains
-one plan for `IDEAL_SHARE` of the minutes; an unlucky measurement may count a plan in that is truly
-outside, so "truly within" says how many of the results are not. With --width variants are made at
-once, as by so many workers; a round takes as long as its longest.
+about those of ResNet-56 on CIFAR-10. Time is counted, not waited for. The saving is a fraction of
+the ideal's, which knows the world but no plan's own factor, and trains one plan for `IDEAL_SHARE`
+of the minutes. A measurement may count a plan in that is truly outside: "truly within" says how
+many of the results are not. With --width variants are made at once, as by so many workers; a round
+takes as long as its longest.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class World:
         luck: standard deviation of the logarithm of a plan's own factor, in its drop: of two plans
             that should lose as much, one may recover far better.
         damages: of each choice.
+        seed: of the plans' luck.
     """
 
     power: float
@@ -96,6 +98,7 @@ class World:
     noise: float
     luck: float
     damages: dict[str, float]
+    seed: int
 
     @classmethod
     def drawn(cls, random: np.random.Generator) -> World:
@@ -103,16 +106,17 @@ class World:
         ramp = np.exp(3.2 * np.arange(BLOCKS) / BLOCKS) * random.uniform(0.7, 1.4, BLOCKS)
         return cls(
             power=random.uniform(1.3, 2.8),
-            rate=random.uniform(0.25, 0.9),
+            rate=random.uniform(0.1, 0.6),
             unit=random.uniform(0.06, 0.25),
             noise=random.uniform(0.1, 0.4),
             luck=random.uniform(0.1, 0.6),
             damages={choice.key: 0.004 * x for choice, x in zip(CHOICES, ramp, strict=True)},
+            seed=int(random.integers(2**32)),
         )
 
     def drop(self, plan: Plan, damage: float, epochs: float) -> float:
         """Without noise."""
-        own = np.random.default_rng(int(plan.digest, 16) % 2**32).normal(0, self.luck)
+        own = np.random.default_rng([self.seed, int(plan.digest, 16)]).normal(0, self.luck)
         return float(
             math.exp(own) * (damage / self.unit) ** self.power * (1 + epochs) ** -self.rate
         )

@@ -71,7 +71,9 @@ def time_files(
             name: partial(session.run, None, {session.get_inputs()[0].name: batch})
             for name, session in sessions.items()
         }
-        times[size] = interleave(calls, total_ms=total_ms, block_ms=block_ms, warmup_ms=block_ms)
+        times[size] = interleave(
+            calls, total_ms=total_ms, block_ms=block_ms, warmup_ms=15 * block_ms
+        )
     return times
 
 

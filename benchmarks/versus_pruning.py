@@ -265,7 +265,7 @@ def make_trainer(model: nn.Module, case: Case, seed: int, **options: Any) -> Tra
         optimizers=dict(recipe.optimizer),
         algorithms=[
             Distillation(
-                as_teacher(case.model, ModelInputs((case.example,))),
+                as_teacher(case.model, [ModelInputs((case.example,))]),
                 weight=recipe.weight,
                 task_weight=recipe.task_weight,
                 temperature=recipe.temperature,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor.config import Config
+from compressor.config import BudgetConfig, Config
 from compressor.distributed.launch import join
 from compressor.errors import CheckpointError
 from compressor.evidence import Sensed
@@ -281,7 +281,7 @@ def _dry(config: Config) -> Config:
     trials = count_passes(config) + config.deepsearch
     return replace(
         config,
-        budget=replace(config.budget, trials=trials, minutes=None),
+        budget=BudgetConfig(trials=trials),
         export=replace(config.export, root_path=None),
         full_trainer=replace(config.full_trainer, epochs=1),
         fine_tuner=replace(config.fine_tuner, epochs=1),

@@ -146,7 +146,7 @@ class TorchJob:
     @cached_property
     def _teacher(self) -> nn.Module:
         """The reference, to learn from."""
-        return as_teacher(self.reference, self.example.to(self.device))
+        return as_teacher(self.reference, self.subset.inputs)
 
     @cached_property
     def _judging(self) -> Judging:

@@ -4,7 +4,7 @@ Blocks and not single calls alternate: with each call the next would find the ca
 costs small models 10 to 15 %. Blocks are short and many, and the fastest one counts: whatever else
 runs on the machine only ever adds time, for longer than a block. On a busy machine the ratio of two
 networks of about a millisecond then repeats within 1 %, where medians of blocks of 60 ms, in the
-same time, differ by 4 to 10 %.
+same time, differ by 4 to 10 %. Of calls much longer than a block no such thing is known.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from compressor.profiling.inference import inference
 
 Call = Callable[[], object]
 LEAST_ROUNDS = 9
+LONG_MS = 60.0
 MOST_CALLS = 2**20  # of a block, where the clock does not see a single call
 
 
@@ -65,19 +66,23 @@ def interleave(
         device: where the calls compute; on "cuda" blocks are timed with CUDA events.
     """
     time_block = _time_cuda_block if torch.device(device).type == "cuda" else _time_cpu_block
-    sizes, longest_ms = {}, block_ms
+    sizes, blocks, short = {}, {}, set()
     for name, call in calls.items():
         call_ms = _warm_up(call, warmup_ms, time_block)
-        longest_ms = max(longest_ms, call_ms)
         sizes[name] = max(1, min(MOST_CALLS, round(block_ms / max(call_ms, 1e-9))))
-    rounds = max(round(total_ms / longest_ms), LEAST_ROUNDS)
+        if call_ms < LONG_MS:
+            short.add(name)
+        blocks[name] = max(round(total_ms / max(block_ms, call_ms)), LEAST_ROUNDS)
+    rounds = max(blocks.values(), default=0)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in reversed(list(calls)) if number % 2 else calls:
-            if sizes[name] > 1:
-                calls[name]()  # finds the caches cold
+            if number * blocks[name] // rounds == (number - 1) * blocks[name] // rounds:
+                continue  # a long call: its blocks are spread over all rounds
+            if name in short:
+                calls[name]()  # finds the caches cold, which a long call does not notice
             samples[name].append(time_block(calls[name], sizes[name]) / sizes[name])
-    return {name: _timing(samples[name], rounds * sizes[name]) for name in calls}
+    return {name: _timing(samples[name], len(samples[name]) * sizes[name]) for name in calls}
 
 
 @contextmanager
@@ -103,6 +108,7 @@ def eager_call(
 
 def _warm_up(call: Call, warmup_ms: float, time_block: Callable[[Call, int], float]) -> float:
     """Milliseconds of one call, once it is warm."""
+    call()  # the first one may allocate and compile
     spent_ms, size = 0.0, 1
     while True:
         block_ms = time_block(call, size)
@@ -131,7 +137,5 @@ def _time_cuda_block(call: Call, size: int) -> float:
 
 
 def _timing(samples_ms: list[float], calls: int) -> Timing:
-    if len(samples_ms) == 1:
-        return Timing(*[samples_ms[0]] * 4, calls)
     low, median, high = statistics.quantiles(samples_ms, n=4, method="inclusive")
     return Timing(min(samples_ms), median, low, high, calls)

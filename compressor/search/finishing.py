@@ -22,9 +22,9 @@ from compressor.search.relaxing import Relaxing
 from compressor.search.strategy import Proposal
 from compressor.search.tuning import Tuning
 
-USUAL_RATE = 0.6  # epochs to the power of -rate: what is left of a drop; first guess
+USUAL_RATE = 0.4  # epochs to the power of -rate: what is left of a drop; first guess
 RATES = (0.1, 1.0)  # that are believed
-LARGEST_DROP = 8.0  # of delta: no trial that lost more is finished
+LARGEST_DROP = 8.0  # of delta: more than training is believed to win back
 SETTLED = 0.8  # of what is allowed: a trial that drops so far is finished before another is tried
 SAFETY = 0.9  # of the drop of a trial that was finished in vain
 MOST_KEPT = 2 / 3  # a trial that is just outside delta is worth finishing, whatever others kept
@@ -157,21 +157,24 @@ class Finishing:
         if not (self.may_go_on() and self._spending.is_timed and self._effort.trial_epochs):
             return False
         more = self._full_epochs()
+        lost = {
+            trial.id: self.goal.drop(trial) * self._left_after(self._own(trial), more)
+            for _, trial in self._open()
+            if self.goal.meets_limits(trial)
+        }
         hopeful = [
-            (self.goal.drop(trial) * self._left_after(self._own(trial), more), proposal, trial)
+            (proposal, trial)
             for proposal, trial in self._open()
-            if trial.status == "done"
+            if lost.get(trial.id, math.inf) <= HOPEFUL * self.goal.delta
         ]
-        lost, proposal, trial = min(hopeful, key=lambda item: item[0], default=(math.inf,) * 3)
-        if lost > HOPEFUL * self.goal.delta:
-            return False
-        chosen = self._begin_finals(iter([(proposal, trial)]))
-        if chosen:
+        hopeful.sort(key=lambda item: lost[item[1].id])
+        chosen = self._begin_finals(iter(hopeful))
+        for final in chosen:
             self._attempts.say(
-                f"Minutes are left: variant {trial.id} is finished, though it should still lose "
-                f"{lost:.2g} then."
+                f"Minutes are left: variant {final.trial.id} is finished, though it should still "
+                f"lose {lost[final.trial.id]:.2g} then."
             )
-            self._train_in_full([(final, final.trial) for final in chosen])
+        self._train_in_full([(final, final.trial) for final in chosen])
         return bool(chosen)
 
     def _begin_finals(self, finalists: Iterator[tuple[Proposal, VariantRecord]]) -> list[Final]:
@@ -189,9 +192,10 @@ class Finishing:
         return chosen
 
     def _train_in_full(self, worthy: Sequence[tuple[Final, VariantRecord]]) -> bool:
-        """Finish what was promoted; what then lacks little may be trained on later.
+        """Finish what was promoted, and leave layers in float where that is what it takes.
 
-        Layers are left in float where that is what it takes.
+        What then lacks little is not trained on: with its rate high again, a second fit seldom
+        comes further than the first.
 
         Returns:
             Whether any did not fail.
@@ -209,13 +213,12 @@ class Finishing:
         ]
         has_ended = False
         records = self._attempts.make_all(wishes)
-        for (final, promoted), record in zip(worthy, records, strict=True):
+        for (_, promoted), record in zip(worthy, records, strict=True):
             if record.status != "done":
                 continue
             has_ended = True
             self._learn(promoted, record)
             if not self.goal.holds(record):
-                self.trials.append((final.proposal, record))
                 self._relaxing.relax(record)
         return has_ended
 
@@ -343,7 +346,7 @@ class Finishing:
         least = self._effort.trial_epochs if wanted is None else wanted
         if epochs >= max(min(self._effort.trial_epochs, least), 1):
             return epochs
-        self._attempts.say(f"Variant {trial.id} is promising, but no time is left to finish it.")
+        self._attempts.say(f"Variant {trial.id} could be finished, but no time is left for it.")
         self._is_out_of_time = True
         return None
 

@@ -89,6 +89,7 @@ class Levels:
         self._is_number = is_number
         self._gone_on_from: set[str] = set()
         self._number = 0  # of the pass
+        self._is_last = False
 
     def run(self) -> VariantRecord | None:
         """The best variant within delta; None if there is none."""
@@ -109,6 +110,7 @@ class Levels:
                 break
             until = self._spending.seconds + self._spending.seconds_left * share
             part = self._spending.part(until, trials)
+            self._is_last = left == 1
             given = part.trials_left
             one(part)
             self._spending.trials_left -= given - part.trials_left
@@ -229,6 +231,7 @@ class Levels:
             interactions=Interactions(damage_of, self._is_number, has_time, self._attempts.say),
             base=base,
             name=name,
+            is_last=self._is_last,
         )
 
     def _deepen(self, part: Spending) -> None:

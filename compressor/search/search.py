@@ -41,6 +41,7 @@ class Search:
         interactions: Interactions | None = None,
         base: VariantRecord | None = None,
         name: str = "",
+        is_last: bool = True,
     ) -> None:
         """Collect what the pass works with.
 
@@ -54,6 +55,7 @@ class Search:
             interactions: what choices do to each other; None: damages add.
             base: variant that every plan goes on from; None is the reference.
             name: of the pass, for questions of time.
+            is_last: no other pass wants the time that this one leaves.
         """
         self.goal = goal
         self._attempts = attempts
@@ -64,6 +66,7 @@ class Search:
         self._base = base
         self._name = name
         self._is_number = is_number
+        self._is_last = is_last
         relaxing = Relaxing(attempts, strategy, spending, effort.trial_epochs, is_number)
         self._finishing = Finishing(goal, attempts, spending, effort, relaxing, base, name)
 
@@ -76,11 +79,13 @@ class Search:
         self._remember()
         for turn in range(TURNS):
             has_tried = self._explore(turn)
-            if not (self.finish() or has_tried or self._finishing.finish_hopeful()):
+            if not (self.finish() or has_tried):
                 break
         for attempt in range(MILDER_ATTEMPTS):
             if not self._try_milder(attempt):
                 break
+        while self._is_last and self._finishing.finish_hopeful():
+            pass
 
     def add(self, proposal: Proposal, record: VariantRecord) -> None:
         """Take a trial that was made elsewhere among those that may be finished."""

@@ -59,7 +59,7 @@ def _timed_ms(path: Path, sample: Tensor, threads: int) -> float:
     for event in _trace(path, sample, threads):
         samples_ms[event["name"]].append(event["dur"] * 1e-3 + TRUNCATED_MS)
         kinds[event["name"]] = event["args"].get("op_name", "")
-    traced_ms = {name: _fast_mean(samples) for name, samples in samples_ms.items()}
+    traced_ms = {name: _middle_mean(samples) for name, samples in samples_ms.items()}
     untraced_ms = _run_ms(path, sample, threads) - _empty_run_ms(threads)
     trace_ms = max((sum(traced_ms.values()) - untraced_ms) / len(traced_ms), 0.0)
     layers = [name for name, kind in kinds.items() if LAYER_KERNEL.search(kind)]
@@ -78,7 +78,7 @@ def _trace(path: Path, sample: Tensor, threads: int) -> list[dict[str, Any]]:
 def _run_ms(path: Path, sample: Tensor, threads: int) -> float:
     """One run without a trace."""
     session = open_session(path, threads)
-    return _fast_mean(_run_times_ms(session, sample, SECONDS * UNTRACED_SHARE))
+    return _middle_mean(_run_times_ms(session, sample, SECONDS * UNTRACED_SHARE))
 
 
 @cache
@@ -112,6 +112,7 @@ def _run_times_ms(session: Any, sample: Tensor, seconds: float) -> list[float]:
     return times_ms
 
 
-def _fast_mean(samples: list[float]) -> float:
-    """Mean of the fastest quarter: finer than the clock, and blind to what other programs add."""
-    return statistics.fmean(sorted(samples)[: -(-len(samples) // 4)])
+def _middle_mean(samples: list[float]) -> float:
+    """Mean of the middle half: finer than the clock, unlike the median, and blind to outliers."""
+    quarter = len(samples) // 4
+    return statistics.fmean(sorted(samples)[quarter : len(samples) - quarter])

@@ -56,7 +56,7 @@ def test_blocks_alternate_and_every_second_round_goes_backwards(clock: FakeClock
         "a",
         "b",
     ]  # warm-up, then ab ba ...
-    assert clock.log[:10] == ["a", "b"] + 4 * ["a"] + 4 * ["b"]  # one that is not timed, and three
+    assert clock.log[:12] == 2 * ["a"] + 2 * ["b"] + 4 * ["a"] + 4 * ["b"]  # one not timed, three
 
 
 def test_drift_of_the_machine_hits_all_calls_alike(clock: FakeClock) -> None:
@@ -72,7 +72,17 @@ def test_drift_of_the_machine_hits_all_calls_alike(clock: FakeClock) -> None:
 def test_a_call_longer_than_a_block_runs_once_a_round(clock: FakeClock) -> None:
     timing = interleave({"a": clock.call("a", 500.0)})["a"]
     assert (timing.calls, timing.best_ms) == (LEAST_ROUNDS, pytest.approx(500.0))
-    assert len(clock.log) == 1 + LEAST_ROUNDS  # with the warm-up
+    assert len(clock.log) == 2 + LEAST_ROUNDS  # with the first, and the warm-up
+
+
+def test_a_long_call_does_not_shorten_the_time_of_a_short_one(clock: FakeClock) -> None:
+    calls = {"long": clock.call("long", 100.0), "short": clock.call("short", 1.0)}
+    timings = interleave(calls, total_ms=1000)
+    assert timings["long"].calls == 10
+    assert timings["short"].calls == 167 * 6
+    assert timings["long"].best_ms / timings["short"].best_ms == pytest.approx(100.0)
+    last = [i for i, name in enumerate(clock.log) if name == "long"][-1]
+    assert last > 0.9 * len(clock.log)  # spread over all rounds
 
 
 def test_a_call_too_quick_for_the_clock_ends(clock: FakeClock, monkeypatch) -> None:
