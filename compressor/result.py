@@ -128,7 +128,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs where it runs. Units are in the names; latency is one call's median."""
+    """What a model costs where it runs. Units are in the names; latency is one call's best."""
 
     params: int
     macs: int

@@ -251,7 +251,7 @@ def _rows(profile: Profile) -> dict[str, str]:
     }
     if profile.latency:
         timing = profile.latency
-        rows["latency"] = f"{timing.best_ms:.3g} ms ({timing.low_ms:.3g}–{timing.high_ms:.3g})"
+        rows["latency"] = f"{timing.best_ms:.3g} ms (median {timing.median_ms:.3g})"
     return rows
 
 
