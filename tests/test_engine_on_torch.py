@@ -446,7 +446,8 @@ def test_a_model_without_a_graph_is_still_pruned_and_says_what_is_lost(
 def test_a_dryrun_does_every_step_on_two_batches(
     trained: nn.Module, data: dict[str, Any], tmp_path: Path
 ) -> None:
-    engine = make_engine(trained, data, tmp_path / "run")
+    """Also under a bound that the few choices it senses cannot keep."""
+    engine = make_engine(trained, data, tmp_path / "run", budget={"size_bytes": 1})
     model = engine.run(dryrun=True)
     assert isinstance(model, TinyResNet)
     assert not (tmp_path / "run").exists()
@@ -454,6 +455,7 @@ def test_a_dryrun_does_every_step_on_two_batches(
     sensed = Counter(choice.technique for choice in engine.result.damages)
     assert sensed
     assert max(sensed.values()) <= DRYRUN_CHOICES  # to sense all takes as long as in a run
+    assert any(variant.epochs for variant in engine.result.variants)
 
 
 def bad(message: str, error: type[Exception], **changes: Any) -> Any:

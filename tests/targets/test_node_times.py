@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.export.onnxruntime_model import open_session
+from compressor.targets import node_times
 from compressor.targets.node_times import layer_kernel_ms
 
 LAYERS = 30
@@ -30,6 +31,24 @@ def test_what_the_trace_itself_takes_is_not_counted(tmp_path: Path) -> None:
     layers_ms = min(layer_kernel_ms(path, sample, 1) for _ in range(3))
     # With the trace, whose clock ticks in whole microseconds, each layer takes 2 us and more.
     assert 0.3 * whole_ms < layers_ms < 1.3 * whole_ms
+
+
+@pytest.mark.parametrize(
+    ("times_ms", "timed"),
+    [
+        ([1.0, 1.04, 9.0], 2),
+        ([1.0, 1.06, 1.04, 9.0], 3),
+        ([2.0, 2.2, 1.0, 1.3, 1.01, 9.0], 5),  # the first two were beside another program
+        ([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 9.0], 6),
+    ],
+)
+def test_a_layer_is_timed_until_its_two_fastest_times_agree(
+    times_ms: list[float], timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(times_ms)
+    monkeypatch.setattr(node_times, "_timed_ms", lambda *_: next(told))
+    assert layer_kernel_ms(Path("layer.onnx"), torch.zeros(1), 1) == 1.0
+    assert next(told) == times_ms[timed]
 
 
 def write_chain(path: Path) -> None:
