@@ -26,7 +26,7 @@ from benchmarks.versus_cases import Case
 from compressor.frameworks.teacher import as_teacher
 from compressor.interfaces.inputs import ModelInputs
 from compressor.training import Trainer
-from compressor.training.algorithms import Distillation, GradientClipping
+from compressor.training.algorithms import Distillation
 from compressor.training.callbacks import KeepBest
 from compressor.training.evaluator import Evaluator
 
@@ -257,7 +257,7 @@ def affordable_epochs(case: Case, seconds: float, seed: int) -> int:
 
 
 def make_trainer(model: nn.Module, case: Case, seed: int, **options: Any) -> Trainer:
-    """With what the engine's fine-tuning has: loss, distillation, clipping, warm-up and cosine."""
+    """With what the engine's fine-tuning has: loss, distillation, warm-up and cosine."""
     recipe = case.recipe
     return Trainer(
         model,
@@ -270,7 +270,6 @@ def make_trainer(model: nn.Module, case: Case, seed: int, **options: Any) -> Tra
                 task_weight=recipe.task_weight,
                 temperature=recipe.temperature,
             ),
-            GradientClipping(1.0),
         ],
         precision=recipe.precision,
         seed=seed,

@@ -101,7 +101,8 @@ class TrainerConfig:
         early_stopping_patience: stop after so many evaluations without improvement; None: never.
         loop_test: leave every loop after two batches, to try a script.
         ema: True, False, or {"decay_rate", "period"}.
-        gradient_clip_norm: largest 2-norm of all gradients together; None: no clipping.
+        gradient_clip_norm: largest 2-norm of all gradients together; None: no clipping, which a
+            recovery that starts near its goal does better without.
         distillation: True, False, or {"weight", "task_weight", "temperature"}.
     """
 
@@ -113,7 +114,7 @@ class TrainerConfig:
     early_stopping_patience: int | None = None
     loop_test: bool = False
     ema: EmaConfig | None = field(default=None, metadata={"read": _switch(EmaConfig)})
-    gradient_clip_norm: float | None = 1.0
+    gradient_clip_norm: float | None = None
     distillation: DistillationConfig | None = field(
         default=DistillationConfig(), metadata={"read": _switch(DistillationConfig)}
     )

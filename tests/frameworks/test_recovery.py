@@ -131,7 +131,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, tuning: Tuning, message
 def test_a_fit_by_hand_gives_the_same_weights(tmp_path: Path) -> None:
     """Distillation alone at half the rate, which stays; without momentum, clipping or decay."""
     plain = {"name": "SGD", "lr": 0.2}
-    config = {"optimizer": plain, "gradient_clip_norm": None}
+    config = {"optimizer": plain}
     tuning = Tuning(0.5, distillation_weight=1.0, temperature=3.0, scheduler="constant")
     model, by_hand, teacher = make_model(), make_model(), make_model(seed=1).eval()
     told = recovery(fine_tuner=config).fit(model, 10, tmp_path, is_final=False, tuning=tuning)
