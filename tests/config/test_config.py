@@ -70,9 +70,13 @@ def test_none_is_not_given() -> None:
 
 
 def test_none_switches_off_where_it_means_that() -> None:
-    trainer = read(full_trainer={"gradient_clip_norm": None, "distillation": None}).full_trainer
-    assert trainer.gradient_clip_norm is None
-    assert trainer.distillation is None
+    config = read(
+        full_trainer={"gradient_clip_norm": 2.0, "distillation": None},
+        fine_tuner={"gradient_clip_norm": None},
+    )
+    assert config.full_trainer.gradient_clip_norm == 2.0
+    assert config.fine_tuner.gradient_clip_norm is None
+    assert config.full_trainer.distillation is None
 
 
 def test_text_of_argparse_is_converted() -> None:
