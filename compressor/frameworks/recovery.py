@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from compressor.config.checks import check
 from compressor.distributed import current_context
 from compressor.errors import CheckpointError, ModelError
 from compressor.interfaces.data import DataLoaderView
-from compressor.interfaces.optimizers import ScaledOptimizerFactory
+from compressor.interfaces.optimizers import ScaledOptimizerFactory, SchedulerConfig
 from compressor.interfaces.task import Task
 from compressor.logs import get_logger
 from compressor.progress import Progress
@@ -35,6 +37,7 @@ from compressor.training.callbacks import (
     LearningCurveStopping,
     ProgressBar,
 )
+from compressor.training.errors import DivergedError
 from compressor.training.evaluator import Evaluator
 from compressor.training.large_batch import LargeBatchWarmup
 from compressor.training.loading import epoch_length
@@ -46,6 +49,8 @@ TIMED_BATCHES = 4
 ASSUMED_BATCHES = 100  # of an epoch whose loader does not know its length
 LOOP_TEST_BATCHES = 2
 ROUNDED_GRADIENT_NORM = 1.0
+CALM_GRADIENT_NORM = 1.0  # of a fit that begins again after it diverged
+CALM = "calm"  # folder of its checkpoints
 LOSS = "train/total"  # in the rows of `History`
 AS_CONFIGURED = Tuning()
 
@@ -95,7 +100,9 @@ class Recovery:
     ) -> Recovered:
         """Train `model` in place and leave it with its best weights.
 
-        A training loop of the user's own trains as it does, without `tuning` and `wanted`.
+        A fit that diverges begins again with its gradients clipped, where one process trains and
+        nothing clipped them. A training loop of the user's own trains as it does, without `tuning`
+        and `wanted`.
 
         Args:
             model: a variant.
@@ -123,10 +130,44 @@ class Recovery:
         configured = self._config.full_trainer if is_final else self._config.fine_tuner
         settings = tuned(configured, tuning)
         context = current_context()
+        is_calm = settings.gradient_clip_norm is not None or bool(algorithms)
         if not context.splits_batches:
             settings = scaled(settings, context.world_size)
             algorithms = [*algorithms, LargeBatchWarmup(context.world_size)]
         is_smooth = tuning.scheduler is not None or settings.scheduler is None
+        train = partial(
+            self._train,
+            model,
+            epochs,
+            algorithms=algorithms,
+            scheduler=tuning.scheduler or settings.scheduler,
+            wanted=wanted if is_smooth else None,
+        )
+        if is_calm or context.world_size > 1:
+            return train(settings, folder)
+        calm = replace(settings, gradient_clip_norm=CALM_GRADIENT_NORM)
+        if (folder / CALM).exists():
+            return train(calm, folder / CALM)
+        weights = copy.deepcopy(model.state_dict())
+        try:
+            return train(settings, folder)
+        except DivergedError as error:
+            logger.warning("%s The fit begins again, with gradients clipped at norm 1.", error)
+            model.load_state_dict(weights)
+            return train(calm, folder / CALM)
+
+    def _train(
+        self,
+        model: nn.Module,
+        epochs: int,
+        settings: TrainerConfig,
+        folder: Path,
+        *,
+        algorithms: Sequence[Algorithm],
+        scheduler: SchedulerConfig | str | None,
+        wanted: float | None,
+    ) -> Recovered:
+        """`fit`, by these settings alone."""
         loader: Iterable[Any] = self._data["train"]
         if settings.loop_test:
             loader = DataLoaderView(loader, max_batches=LOOP_TEST_BATCHES)
@@ -137,13 +178,13 @@ class Recovery:
             self._task.loss,
             train_dataloader=loader,
             eval_dataloader=Evaluator(function=self._evaluate),
-            schedulers=tuning.scheduler or settings.scheduler,
+            schedulers=scheduler,
             max_duration=f"{epochs}ep",
             eval_interval=f"{settings.eval_freq}ep",
             eval_skip=f"{settings.eval_skip}ep",
             eval_key=self._metric,
             algorithms=[*algorithms, *self._algorithms(settings)],
-            callbacks=[best, history, *self._callbacks(settings, wanted if is_smooth else None)],
+            callbacks=[best, history, *self._callbacks(settings, wanted)],
             save_dir=folder,
             **self._shared(settings),
         )

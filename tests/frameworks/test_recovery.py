@@ -25,6 +25,7 @@ from compressor.interfaces.data import DataLoaderView
 from compressor.interfaces.optimizers import NativeOptimizerFactory, make_optimizer
 from compressor.progress import Progress
 from compressor.search.tuning import Recovered, Tuning
+from compressor.training import DivergedError
 from compressor.training.algorithms.distillation import distillation_loss
 from tests.training.helpers import are_equal, make_dataset, make_loader, make_model, weights_of
 from tests.training.test_sharding import OneOf
@@ -44,15 +45,15 @@ def recovery(
     fine_tuner: Mapping[str, Any] | None = None,
     loop: Any = None,
     data: Iterable[Any] | None = None,
+    task: Any = None,
 ) -> Recovery:
     """One whose evaluations give `values`."""
     given = iter(values)
-    task: Any = LinesTask()
     config = Config.from_dict({"delta": 1.0, "device": "cpu", "fine_tuner": dict(fine_tuner or {})})
     return Recovery(
         replace(config, external_training_loop=loop),
         "accuracy",
-        task,
+        task or LinesTask(),
         lambda: make_model(seed=1),
         {"train": DataLoaderView(make_loader() if data is None else data)},
         lambda model: {"accuracy": float(next(given))},
@@ -202,6 +203,38 @@ def test_the_curve_has_every_evaluation_and_the_loss_of_every_epoch(tmp_path: Pa
     assert 0 < third["loss"] < second["loss"]
     again = recovery([]).fit(make_model(), 2, tmp_path, is_final=False)
     assert again.curve == told.curve, "it was killed before anybody took note"
+
+
+class Exploding(LinesTask):
+    """A loss whose first gradients are far too large for the rate."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Mapping[str, Tensor]:
+        return {"loss": 1e12 * super().loss(model, batch)["loss"] ** 4}
+
+
+def test_a_fit_that_diverges_begins_again_with_its_gradients_clipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the weights that it was given; killed in between, too."""
+
+    def fit(folder: Path, **config: Any) -> tuple[list[float], dict[str, Tensor]]:
+        model = make_model()
+        fitting = recovery(fine_tuner={"distillation": False, **config}, task=Exploding())
+        told = fitting.fit(model, 2, folder, is_final=False)
+        return [point["loss"] for point in told.curve if "loss" in point], weights_of(model)
+
+    losses, weights = fit(tmp_path / "clipped", gradient_clip_norm=1.0)
+    assert not caplog.records
+    assert losses[1] < losses[0]
+    for said in ("The fit begins again, with gradients clipped", ""):
+        calm = fit(tmp_path / "calm")
+        assert calm[0] == losses
+        assert are_equal(calm[1], weights)
+        assert said in caplog.text
+        assert bool(said) == bool(caplog.text), "the second goes on with what is clipped"
+        caplog.clear()
+    with pytest.raises(DivergedError):
+        fit(tmp_path / "given", gradient_clip_norm=1e12)
 
 
 def test_early_stopping_is_told_too(tmp_path: Path) -> None:
