@@ -5,11 +5,11 @@ python -m benchmarks.versus --data DIR --cache DIR --json versus.json
 Every row is a file for ONNX Runtime, made from the same trained network and data within --minutes
 of the clock at --threads threads: the float reference; plain static int8; torch-pruning and the
 FastNAS of ModelOpt, each bisected with the engine's own fine-tuning and made int8; NNCF's accuracy
-control; and the engine. At the end all files of a network are timed in turns, at one thread, and
-judged alike. Every row may look at the judged split as often as it likes. Ratios are of the
-float32 file, above 1 is better. A row is made once and kept in --cache, where an interrupted run
-goes on; delete its folder there to have it made again. The networks and what they need:
-`benchmarks.versus_cases`, `benchmarks.versus_pruning`.
+control; the engine; and the engine with a bound of a sixth of the bytes. At the end all files of a
+network are timed in turns, at one thread, and judged alike. Every row may look at the judged split
+as often as it likes. Ratios are of the float32 file, above 1 is better. A row is made once and kept
+in --cache, where an interrupted run goes on; delete its folder there to have it made again. The
+networks and what they need: `benchmarks.versus_cases`, `benchmarks.versus_pruning`.
 
 NNCF and ModelOpt may live in interpreters of their own, which have this package's requirements too.
 """
@@ -47,9 +47,9 @@ from compressor.files import write_text
 from compressor.profiling.latency import Timing
 
 MODELS = ["resnet20", "resnet56", "efficientnet_lite0", "minilm_sst2"]
-OFFERED = ["int8", "expert", "nncf", "modelopt", "ours"]
 FOR_TRANSFORMERS = {"int8": ["int8", "int8, dynamic"]}
-REFERENCE, OURS = "float32", "ours"
+REFERENCE, OURS, SMALL = "float32", "ours", "ours, small"
+OFFERED = ["int8", "expert", "nncf", "modelopt", "ours", SMALL]
 SETTINGS, LOG = "settings.json", "log.txt"
 QUICK_MINUTES = 1.5
 PATIENCE, SPARE_MINUTES = 2.0, 10.0  # a row is stopped after so many times its minutes, and spare
@@ -248,11 +248,12 @@ def summarize(rows: Sequence[Row]) -> dict[str, float]:
     """How we stand. Latency is that of batch 1; a file outside delta counts as the float one.
 
     `<model>_latency_ratio` is ours, the median over the seeds. `ours_over_best_peer` is, of the
-    network where it is smallest, ours over the best other row; each row counts with its median.
-    `all_within_delta` is 1 if every file of ours is within delta.
+    network where it is smallest, ours over the best row of others; each row counts with its
+    median. `<model>_size_ratio` is of the row whose bytes are bounded. `all_within_delta` is 1 if
+    every file of ours is within delta.
     """
     summary: dict[str, float] = {}
-    ours = [row for row in rows if row["row"] == OURS]
+    ours = [row for row in rows if row["row"] in (OURS, SMALL)]
     if not ours:
         return summary
     leads = []
@@ -262,6 +263,13 @@ def summarize(rows: Sequence[Row]) -> dict[str, float]:
             name: median(credited_ratio(row) for row in of_model if row["row"] == name)
             for name in dict.fromkeys(row["row"] for row in of_model)
         }
+        small = [row for row in of_model if row["row"] == SMALL]
+        if small:
+            sizes = [row["size ratio"] if row["within delta"] else 1.0 for row in small]
+            summary[f"{model}_size_ratio"] = median(sizes)
+            ratios.pop(SMALL)
+        if OURS not in ratios:
+            continue
         own = ratios.pop(OURS)
         summary[f"{model}_latency_ratio"] = own
         if ratios:

@@ -35,6 +35,8 @@ from compressor.interfaces.inputs import ModelInputs
 from compressor.profiling.counts import count
 
 DELTA = 1.0  # points
+SIZE_RATIO = 6.0  # of the small row of ours
+FLOAT_BYTES = 4
 FILE, MADE = "model.onnx", "made.json"
 PEER_BATCH = 16  # of calibration and evaluation, in ONNX Runtime's tools and NNCF
 STATIC, DYNAMIC = "ORT static, u8/s8 per channel", "ORT dynamic"
@@ -133,11 +135,21 @@ def write_int8(task: Task, method: str, model: nn.Module, path: Path) -> float:
     return judge(path, task.case.judged).percent
 
 
-def make_ours(task: Task) -> Facts:
-    """The engine, with nothing but the budget and the recipe told."""
+def make_ours(task: Task, *, size_ratio: float | None = None) -> Facts:
+    """The engine, with nothing but the budget and the recipe told.
+
+    Args:
+        task: the row.
+        size_ratio: how many times fewer bytes its file must have than the reference's weights;
+            None: no matter.
+    """
     case, recipe = task.case, task.case.recipe
     final = {} if recipe.epochs else {"epochs": 0}
     trial = final if task.trial_epochs is None else {"epochs": task.trial_epochs}
+    budget: dict[str, float] = {"minutes": task.minutes}
+    if size_ratio is not None:
+        count = sum(parameter.numel() for parameter in case.model.parameters())
+        budget["size_bytes"] = FLOAT_BYTES * count / size_ratio
     training = {"optimizer": dict(recipe.optimizer), "distillation": recipe.distillation}
     engine = compressor.Engine(
         framework=compressor.TorchFramework(),
@@ -149,7 +161,7 @@ def make_ours(task: Task) -> Facts:
             "device": "CPU",
             "precision": recipe.precision,
             "target": {"runtime": "onnxruntime", "device": "cpu", "threads": 1, "batch_size": 1},
-            "budget": {"minutes": task.minutes},
+            "budget": budget,
             "full_trainer": {**training, **final},
             "fine_tuner": {**training, **trial},
             "export": {"formats": ["onnx"]},
@@ -189,6 +201,7 @@ ROWS: dict[str, Callable[[Task], Facts]] = {
     "nncf": partial(make_peer, name="NNCF accuracy control"),
     "modelopt": make_modelopt,
     "ours": make_ours,
+    "ours, small": partial(make_ours, size_ratio=SIZE_RATIO),
 }
 REQUIREMENTS = {"nncf": "nncf", "modelopt": "modelopt", "expert": "torch_pruning"}
 

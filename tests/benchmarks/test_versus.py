@@ -92,6 +92,17 @@ def test_ours_outside_delta_earns_nothing() -> None:
     assert summary["ours_over_best_peer"] == 0.5
 
 
+def test_the_row_of_bounded_bytes_counts_for_its_size_and_is_no_peer() -> None:
+    rows = [row("a", "int8", 2.0), row("a", "ours", 3.0), row("a", "ours, small", 4.0)]
+    rows[-1]["size ratio"] = 6.5
+    summary = summarize(rows)
+    assert summary["ours_over_best_peer"] == 1.5
+    assert summary["a_size_ratio"] == 6.5
+    rows[-1] |= {"drop": 1.2, "within delta": False}
+    assert summarize(rows)["a_size_ratio"] == 1.0
+    assert "a_latency_ratio" not in summarize(rows[2:])
+
+
 def test_without_a_row_of_ours_there_is_nothing_to_sum_up() -> None:
     assert summarize([row("a", "int8", 2.0)]) == {}
 
