@@ -13,8 +13,9 @@ from compressor.search.finishing import Effort
 
 logger = get_logger(__name__)
 
-USUAL_TRIALS, USUAL_FINALISTS = 4, 1.5  # of a pass, after its first trial
-TIMED_FINALISTS = 2.5  # where minutes that are left are used
+USUAL_TRIALS = 4  # of a pass, after its first
+USUAL_FINALISTS = 0.5  # for each of these trials
+TIMED_FINALISTS = 2.5  # of a pass, where minutes that are left are used
 USED_SHARE = 0.85  # of the minutes; the rest is too short for another finalist
 
 
@@ -35,9 +36,10 @@ def usual_epochs(
     """
     final = math.inf if effort.final_epochs is None else effort.final_epochs
     usual = min(USUAL_TRIALS * passes + deep_trials, trials - 1)
-    finalists = (TIMED_FINALISTS if is_timed else USUAL_FINALISTS) * passes + (
-        1 if deep_trials else 0
-    )
+    finalists = TIMED_FINALISTS * passes
+    if not is_timed:
+        finalists = USUAL_FINALISTS * min(USUAL_TRIALS, trials - 1) * passes
+    finalists += 1 if deep_trials else 0
     return usual * effort.trial_epochs + finalists * final
 
 

@@ -1,8 +1,8 @@
 """Trials trained in full: the cheapest promising ones, by asynchronous successive halving.
 
-A trial that is promising is trained on three times as long, and in full if it still is (Li et al.
-2020, A system for massively parallel hyperparameter tuning). As many as are made at once are in
-a round. Promising is what should come within delta in the epochs that time allows: a drop falls
+A trial that is promising is trained in full; where that takes many epochs, it is trained on three
+times as long first, and in full if it still is promising (Li et al. 2020, A system for massively
+parallel hyperparameter tuning). As many as are made at once are in a round. Promising is what should come within delta in the epochs that time allows: a drop falls
 with a power of the epochs, as learning curves do (Hestness et al. 2017, arXiv 1712.00409), and
 every finalist teaches which.
 """
@@ -32,7 +32,7 @@ HOPEFUL = 2.0  # of delta: a trial that should lose more after all training is l
 USUAL_FULL = 10  # times a trial's epochs, for a finalist, before a trial was timed
 FINISH_SHARE = 0.7  # of the time that is left goes into the finalist, and so on
 PROMOTION = 3  # times a trial's epochs
-WORTHY = 3  # times as long a finalist must be trained for: each fit begins with a high rate again
+WORTHY = 5  # times as long a finalist must be trained for: each fit begins with a high rate again
 MIN_EPOCH_SECONDS = 1e-3  # no division by zero where a test's epoch takes no time
 
 
@@ -127,23 +127,19 @@ class Finishing:
         return is_trained and may
 
     def finish(self) -> bool:
-        """Fine-tune the cheapest promising trials in full, until a round of them has ended.
+        """Fine-tune a round of the cheapest promising trials in full.
+
+        One that is given up teaches as well how far a trial may drop, so trials may follow.
 
         Returns:
             Whether any was trained on.
         """
-        finalists = iter(self._finalists())
-        has_trained = False
-        while self.may_go_on():
-            chosen = self._begin_finals(finalists)
-            if not chosen:
-                break
-            has_trained = True
-            promoted = self._promote(chosen)
-            pairs = zip(chosen, promoted, strict=True)
-            if self._train_in_full([pair for pair in pairs if self._is_promising(*pair)]):
-                break
-        return has_trained
+        if not self.may_go_on():
+            return False
+        chosen = self._begin_finals(iter(self._finalists()))
+        pairs = zip(chosen, self._promote(chosen), strict=True)
+        self._train_in_full([pair for pair in pairs if self._is_promising(*pair)])
+        return bool(chosen)
 
     def finish_hopeful(self) -> bool:
         """Where no trial is promising and minutes are left: finish the one that lacks least.
@@ -191,14 +187,11 @@ class Finishing:
             chosen.append(Final(proposal, trial, epochs))
         return chosen
 
-    def _train_in_full(self, worthy: Sequence[tuple[Final, VariantRecord]]) -> bool:
+    def _train_in_full(self, worthy: Sequence[tuple[Final, VariantRecord]]) -> None:
         """Finish what was promoted, and leave layers in float where that is what it takes.
 
         What then lacks little is not trained on: with its rate high again, a second fit seldom
         comes further than the first.
-
-        Returns:
-            Whether any did not fail.
         """
         wishes = [
             self._attempts.wish(
@@ -211,16 +204,13 @@ class Finishing:
             )
             for final, promoted in worthy
         ]
-        has_ended = False
         records = self._attempts.make_all(wishes)
         for (_, promoted), record in zip(worthy, records, strict=True):
             if record.status != "done":
                 continue
-            has_ended = True
             self._learn(promoted, record)
             if not self.goal.holds(record):
                 self._relaxing.relax(record)
-        return has_ended
 
     def _promote(self, chosen: Sequence[Final]) -> list[VariantRecord]:
         """The trials trained on for a while; a trial itself where its epochs are too few."""
