@@ -2,9 +2,9 @@
 
 A trial that is promising is trained in full; where that takes many epochs, it is trained on three
 times as long first, and in full if it still is promising (Li et al. 2020, A system for massively
-parallel hyperparameter tuning). As many as are made at once are in a round. Promising is what should come within delta in the epochs that time allows: a drop falls
-with a power of the epochs, as learning curves do (Hestness et al. 2017, arXiv 1712.00409), and
-every finalist teaches which.
+parallel hyperparameter tuning). As many as are made at once are in a round. Promising is what
+should come within delta in the epochs that time allows: a drop falls with a power of the epochs, as
+learning curves do (Hestness et al. 2017, arXiv 1712.00409), and every finalist teaches which.
 """
 
 from __future__ import annotations
