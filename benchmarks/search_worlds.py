@@ -106,7 +106,7 @@ class World:
         ramp = np.exp(3.2 * np.arange(BLOCKS) / BLOCKS) * random.uniform(0.7, 1.4, BLOCKS)
         return cls(
             power=random.uniform(1.3, 2.8),
-            rate=random.uniform(0.1, 0.6),
+            rate=random.uniform(0.2, 1.0),
             unit=random.uniform(0.06, 0.25),
             noise=random.uniform(0.1, 0.4),
             luck=random.uniform(0.1, 0.6),
