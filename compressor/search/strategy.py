@@ -23,6 +23,7 @@ MIN_DAMAGE = 1e-4
 MAX_DAMAGE = 5.0  # outputs that have nothing to do with the reference's any more
 RESOLUTION = 1.2  # a bracket narrower than this ratio of damages is decided
 LARGEST_STEP = 4.0  # no power is believed further than this
+NEXT_STEP = 1.5  # of the damage, where there is no new plan of it
 USUAL_POWER = 1.5  # of the damage, with which the drop grows
 POWERS = (0.7, 4.0)  # that are believed; 2.3 on ResNet-56 after two epochs
 LEAST_DROP = 0.05  # of what is allowed: less is noise
@@ -75,7 +76,7 @@ class DamageSearch:
                 return proposal
             # Plans are discrete: up to this damage there is nothing new.
             holds = damage
-            damage = math.sqrt(holds * fails)
+            damage = min(math.sqrt(holds * fails), holds * NEXT_STEP)
         return None
 
     def ask_beside(
