@@ -114,20 +114,27 @@ def prune_and_bisect(
         seed: of the training.
 
     Returns:
-        The file of the largest ratio that holds, None if none does; and how it came about.
+        The file of the largest ratio that holds, None if none does; and how it came about. Where a
+        library leaves whole layers alone rather than remove all of their channels, a larger ratio
+        prunes less: a model that is not smaller than one that held is not made.
     """
     epochs = affordable_epochs(case, deadline - time.monotonic(), seed)
+    fewest = parameter_count(case.model)
 
     def make(ratio: float) -> tuple[Path, float] | None:
+        nonlocal fewest
         model = prune(ratio)
-        if model is None:
+        if model is None or parameter_count(model) >= fewest:
             return None
         if epochs:
             fine_tune(model, case, epochs, seed)
         else:
             model = better_estimated(model, case)
         path = folder / f"ratio-{ratio:.4f}.onnx"
-        return path, write_int8(model, path)
+        percent = write_int8(model, path)
+        if percent >= least_percent:
+            fewest = parameter_count(model)
+        return path, percent
 
     bisection = Bisection(make, least_percent, lambda: deadline - time.monotonic(), epochs)
     best = bisection.run()
@@ -144,7 +151,6 @@ def torch_pruning(case: Case, ratio: float) -> nn.Module | None:
     import torch_pruning as tp
 
     model = copy.deepcopy(case.model).eval()
-    before = sum(parameter.numel() for parameter in model.parameters())
     pruner = tp.pruner.BasePruner(
         model,
         case.example,
@@ -160,8 +166,7 @@ def torch_pruning(case: Case, ratio: float) -> nn.Module | None:
         F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
     pruner.step()
     model.zero_grad()
-    after = sum(parameter.numel() for parameter in model.parameters())
-    return model if after < before else None
+    return model if parameter_count(model) < parameter_count(case.model) else None
 
 
 def kept_layers(model: nn.Module, case: Case) -> list[nn.Module]:
@@ -215,6 +220,11 @@ def fastnas(case: Case, folder: Path) -> Prune:
         return pruned
 
     return prune
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Of all its parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def fine_tune(model: nn.Module, case: Case, epochs: int, seed: int) -> None:

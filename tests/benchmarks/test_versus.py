@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +31,7 @@ from benchmarks.versus_pruning import (
     affordable_epochs,
     better_estimated,
     fine_tune,
+    prune_and_bisect,
     reestimate,
     torch_pruning,
 )
@@ -180,6 +183,27 @@ def test_what_cannot_be_pruned_so_far_counts_as_lost() -> None:
 def test_nothing_holds_gives_no_file() -> None:
     clock = Clock(35)
     assert Bisection(clock.make, 100.5, lambda: clock.left, epochs=3).run() is None
+
+
+def test_a_larger_ratio_that_prunes_less_is_not_taken(tmp_path: Path) -> None:
+    """As where a library leaves layers alone rather than remove all of their channels."""
+    widths = {0.5: 3, 0.75: 6, 0.625: 2, 0.6875: 4}
+    case: Any = SimpleNamespace(
+        model=nn.Linear(8, 8),
+        recipe=SimpleNamespace(epochs=0),
+        train=[],
+        judged=[(torch.zeros(1, 8), torch.zeros(1, dtype=torch.long))],
+    )
+
+    def prune(ratio: float) -> nn.Module | None:
+        return nn.Linear(8, widths[ratio]) if ratio in widths else None
+
+    best, told = prune_and_bisect(
+        prune, case, lambda *_: 90.0, tmp_path, least_percent=80.0, deadline=math.inf, seed=0
+    )
+    assert best == tmp_path / "ratio-0.6250.onnx"
+    made = {each["ratio"] for each in told["attempts"] if each["percent"] is not None}
+    assert made == {0.5, 0.625}
 
 
 @pytest.fixture
