@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 from compressor.errors import CompressorError
@@ -93,7 +94,11 @@ class DamageMap:
         return self._choices
 
     def sense(self) -> None:
-        """Measure the damage of each choice alone; drop those for which there is no time."""
+        """Measure the damage of each choice alone; drop those for which there is no time.
+
+        Of what changes numbers alone nothing is dropped: formats of few bits are judged together,
+        and what was not measured counts as much as the median of what was.
+        """
         # What changes numbers alone comes first: the minutes must suffice for it.
         numbers, others = self._split(self._choices)
         until = self._spending.seconds + NUMBERS_SECONDS
@@ -101,9 +106,15 @@ class DamageMap:
         def is_early() -> bool:
             return self._spending.fraction_left > SENSE_UNTIL
 
-        self._damage = self._measure(
-            numbers, lambda: is_early() or self._spending.seconds < until
-        ) | self._measure(others, is_early)
+        measured = self._measure(numbers, lambda: is_early() or self._spending.seconds < until)
+        completed = _completed(numbers, measured)
+        if len(completed) > len(measured):
+            logger.warning(
+                "%d formats were not sensed: they count as the median of the %d that were",
+                len(completed) - len(measured),
+                len(measured),
+            )
+        self._damage = completed | self._measure(others, is_early)
         self._choices = [choice for choice in self._choices if choice.key in self._damage]
         self._effects = self._bench.effects(self._choices)
 
@@ -246,3 +257,16 @@ class DamageMap:
         is_number = self._bench.is_number
         numbers = [choice for choice in choices if is_number(choice.technique)]
         return numbers, [choice for choice in choices if not is_number(choice.technique)]
+
+
+def _completed(choices: Sequence[Choice], damage: Mapping[str, float]) -> dict[str, float]:
+    """`damage` by key, and of the other `choices` the median of what is known of their technique."""
+    known: dict[str, list[float]] = {}
+    for choice in choices:
+        if choice.key in damage:
+            known.setdefault(choice.technique, []).append(damage[choice.key])
+    return {
+        choice.key: damage.get(choice.key, median(known[choice.technique]))
+        for choice in choices
+        if choice.technique in known
+    }
