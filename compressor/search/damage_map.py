@@ -260,7 +260,7 @@ class DamageMap:
 
 
 def _completed(choices: Sequence[Choice], damage: Mapping[str, float]) -> dict[str, float]:
-    """`damage` by key, and of the other `choices` the median of what is known of their technique."""
+    """`damage` by key; of the other `choices` the median of what is known of their technique."""
     known: dict[str, list[float]] = {}
     for choice in choices:
         if choice.key in damage:
