@@ -148,7 +148,7 @@ class Killed(BaseException):
 def test_a_run_that_dies_goes_on_to_the_same_result(
     tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, _ = run(tmp_path / "whole")
+    whole, _ = run(tmp_path / "whole", delta=5.0)
     count = 0
     judge = FakeBench.judge
 
@@ -161,9 +161,9 @@ def test_a_run_that_dies_goes_on_to_the_same_result(
 
     monkeypatch.setattr(FakeBench, "judge", dying)
     with pytest.raises(Killed):
-        run(tmp_path / "killed")
+        run(tmp_path / "killed", delta=5.0)
     monkeypatch.setattr(FakeBench, "judge", judge)
-    resumed, _ = run(tmp_path / "killed")
+    resumed, _ = run(tmp_path / "killed", delta=5.0)
     assert resumed.plan == whole.plan
     assert resumed.certificate.metric == whole.certificate.metric
     assert [r.id for r in resumed.variants] == [r.id for r in whole.variants]

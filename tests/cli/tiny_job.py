@@ -91,7 +91,7 @@ def make_nothing() -> int:
     return 7
 
 
-def make_fake(run_dir: Path, mark: str = "", delta: float = 1.0, epochs: int = 8) -> Engine:
+def make_fake(run_dir: Path, mark: str = "", delta: float = 3.0, epochs: int = 8) -> Engine:
     """A job without networks; with `mark` Ctrl-C at its third variant, until that file is there."""
     framework = InterruptedFramework(Path(mark)) if mark else FakeFramework()
     trainer = {"epochs": epochs}
