@@ -101,8 +101,8 @@ class TrainerConfig:
         early_stopping_patience: stop after so many evaluations without improvement; None: never.
         loop_test: leave every loop after two batches, to try a script.
         ema: True, False, or {"decay_rate", "period"}.
-        gradient_clip_norm: largest 2-norm of all gradients together; None: no clipping, which a
-            recovery that starts near its goal does better without.
+        gradient_clip_norm: largest 2-norm of all gradients together; None: no clipping. A
+            norm below that of the loss's gradients keeps a recovery from gaining anything.
         distillation: True, False, or {"weight", "task_weight", "temperature"}.
     """
 

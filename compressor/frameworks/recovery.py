@@ -152,7 +152,8 @@ class Recovery:
         try:
             return train(settings, folder)
         except DivergedError as error:
-            logger.warning("%s The fit begins again, with gradients clipped at norm 1.", error)
+            again = f"The fit begins again, with gradients clipped at norm {CALM_GRADIENT_NORM:g}."
+            logger.warning("%s %s", error, again)
             model.load_state_dict(weights)
             return train(calm, folder / CALM)
 

@@ -7,7 +7,7 @@ what training has healed costs less there than it did before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -86,11 +86,12 @@ class DamageMap:
         self._progress = progress
         self._effects: Effects = {}
         self._damage: dict[str, float] = {}
+        self._assumed: Collection[str] = ()  # keys of those that were not measured
         self._key = bench.digest()
 
     @property
     def choices(self) -> Sequence[Choice]:
-        """Those whose damage is known."""
+        """Those whose damage is known, or assumed."""
         return self._choices
 
     def sense(self) -> None:
@@ -114,6 +115,7 @@ class DamageMap:
                 len(completed) - len(measured),
                 len(measured),
             )
+        self._assumed = completed.keys() - measured.keys()
         self._damage = completed | self._measure(others, is_early)
         self._choices = [choice for choice in self._choices if choice.key in self._damage]
         self._effects = self._bench.effects(self._choices)
@@ -121,7 +123,7 @@ class DamageMap:
     def sensed(self, goal: Goal) -> tuple[Sensed, ...]:
         """Each choice made alone of the reference: its damage, and what it saves by itself.
 
-        What is hopeless has an infinite damage.
+        What is hopeless has an infinite damage; what there was no time to measure is left out.
         """
         layers = self._bench.layers()
         costs = {resource: self._bench.layer_cost(resource) for resource in goal.resources}
@@ -141,6 +143,7 @@ class DamageMap:
                 {resource: saved(choice, cost) for resource, cost in costs.items()},
             )
             for choice in self._choices
+            if choice.key not in self._assumed
         )
 
     def holds(self, plan: Plan) -> bool:

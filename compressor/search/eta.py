@@ -36,10 +36,8 @@ def usual_epochs(
     """
     final = math.inf if effort.final_epochs is None else effort.final_epochs
     usual = min(USUAL_TRIALS * passes + deep_trials, trials - 1)
-    finalists = TIMED_FINALISTS * passes
-    if not is_timed:
-        finalists = USUAL_FINALISTS * min(USUAL_TRIALS, trials - 1) * passes
-    finalists += 1 if deep_trials else 0
+    of_pass = TIMED_FINALISTS if is_timed else USUAL_FINALISTS * min(USUAL_TRIALS, trials - 1)
+    finalists = of_pass * passes + (1 if deep_trials else 0)
     return usual * effort.trial_epochs + finalists * final
 
 

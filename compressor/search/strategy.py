@@ -23,7 +23,7 @@ MIN_DAMAGE = 1e-4
 MAX_DAMAGE = 5.0  # outputs that have nothing to do with the reference's any more
 RESOLUTION = 1.2  # a bracket narrower than this ratio of damages is decided
 LARGEST_STEP = 4.0  # no power is believed further than this
-NEXT_STEP = 1.5  # of the damage, where there is no new plan of it
+NEXT_STEP = 1.5  # of the damage, where nothing failed and no plan of it is new
 USUAL_POWER = 1.5  # of the damage, with which the drop grows
 POWERS = (0.7, 4.0)  # that are believed; 2.3 on ResNet-56 after two epochs
 LEAST_DROP = 0.05  # of what is allowed: less is noise
@@ -76,7 +76,7 @@ class DamageSearch:
                 return proposal
             # Plans are discrete: up to this damage there is nothing new.
             holds = damage
-            damage = min(math.sqrt(holds * fails), holds * NEXT_STEP)
+            damage = _middle(holds, fails)
         return None
 
     def ask_beside(
@@ -215,10 +215,17 @@ class DamageSearch:
             step = (allowed / nearest[0].drop) ** (1 / _power(nearest))
             damage = nearest[0].damage * min(max(step, 1 / LARGEST_STEP), LARGEST_STEP)
         if not holds < damage < fails:
-            return math.sqrt(holds * fails)
+            return _middle(holds, fails)
         is_bracketed = {holds, fails} <= {point.damage for point in points}
         margin = (fails / holds) ** MARGIN if is_bracketed else 1.0
         return min(max(damage, holds * margin), fails / margin)
+
+
+def _middle(holds: float, fails: float) -> float:
+    """Of a bracket; a step beyond what holds where nothing is known to fail."""
+    middle = math.sqrt(holds * fails)
+    is_open = fails >= MAX_DAMAGE and holds > MIN_DAMAGE
+    return min(middle, holds * NEXT_STEP) if is_open else middle
 
 
 class _Point(NamedTuple):

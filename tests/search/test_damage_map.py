@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from compressor.progress import Progress
 from compressor.result import Choice, Plan
 from compressor.search.budget import Spending
 from compressor.search.damage_map import DamageMap
+from compressor.search.goal import Goal
 from compressor.search.making import Base
 from tests.fakes import LAYERS, FakeBench, FakeModel
 
+GOAL = Goal("accuracy", reference=90.0, delta=1.0, is_larger_better=True, resource="size_bytes")
 SECONDS = 15.0  # for one choice, of a minute
 
 
@@ -38,4 +42,6 @@ def test_no_layer_stays_in_float_because_the_time_to_sense_was_short(tmp_path: P
     damages.sense()
     assert list(damages.choices) == numbers
     assert bench.now == 2 * SECONDS
-    assert list(damages._damage.values()) == [0.001, 0.003, *[0.002] * 4]
+    all_of_them = damages.strategy(GOAL).describe(Plan(tuple(numbers)))
+    assert all_of_them.damage == pytest.approx(0.001 + 0.003 + 4 * 0.002)
+    assert [sensed.damage for sensed in damages.sensed(GOAL)] == [0.001, 0.003], "not assumed"

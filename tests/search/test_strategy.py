@@ -65,6 +65,18 @@ def test_no_plan_is_asked_twice_and_the_empty_one_never() -> None:
     assert Plan().digest not in asked
 
 
+def test_beyond_what_dropped_as_far_as_allowed_the_next_plan_is_a_small_step_away() -> None:
+    """Half of the way to `MAX_DAMAGE` was skipped: ResNet-56 lost 25 of its 27 blocks at once."""
+    for lost in (1.0, 0.999):  # the rule ends at the known plan, and just beyond it
+        strategy = make()
+        known = Plan(tuple(CHOICES[:4]))
+        strategy.tell(known, lost)
+        proposal = strategy.ask(1.0)
+        assert proposal is not None
+        assert strategy.describe(known).damage == pytest.approx(0.5)
+        assert proposal.plan == Plan(tuple(CHOICES[:5]))
+
+
 def test_a_larger_allowance_proposes_at_least_as_much_damage() -> None:
     strategy = make()
     first = strategy.ask(1.0)
